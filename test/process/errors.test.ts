@@ -37,6 +37,10 @@ describe('remedyAfter', () => {
     expect(remedyAfter(`the value 7 is wrong: take 8, or ${own}`, code)).toBe('');
     expect(remedyAfter(`${own}, or wait`, code)).toBe('');
   });
+
+  it('the remedy of a device is not said again where it was said with the option that training has', () => {
+    expect(remedyAfter('no adapter: use --device cpu', 'provider_unavailable')).toBe('');
+  });
 });
 
 describe('ServingError', () => {

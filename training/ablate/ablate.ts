@@ -16,15 +16,17 @@ import { z } from 'zod';
 import { Checkpoint } from '../../services/lib/model/checkpoint/checkpoint.ts';
 import { projectorParameters, readProjectorSpec } from '../../services/lib/model/graph/projector.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
-import { makeFolder, reasonOf } from '../../services/lib/process/os-errors.ts';
+import { atPath, makeFolder, reasonOf } from '../../services/lib/process/os-errors.ts';
 import type { Progress } from '../../services/lib/process/progress.ts';
 import { ARMS } from '../choices.ts';
 import { readDataSet } from '../data/rows.ts';
-import { evaluate } from '../evaluate/evaluate.ts';
+import { assertRoomToJudge, evaluate } from '../evaluate/evaluate.ts';
 import { type EvaluationInputs, KeptJudgements } from '../evaluate/kept.ts';
 import { Cleanup } from '../run/cleanup.ts';
 import { writeWhole } from '../run/files.ts';
 import { lockRun } from '../run/lock.ts';
+import { openNetworks } from '../run/networks.ts';
+import { assertRoom, fitted } from '../run/room.ts';
 import { decisive, freeze, type TrainOptions } from '../run/settings.ts';
 import { stepsOf, train } from '../run/train.ts';
 import { within } from '../run/within.ts';
@@ -49,10 +51,11 @@ export async function ablate(
 ): Promise<AblationResults> {
   const { to } = asked;
   await using cleanup = new Cleanup();
-  await makeFolder(to);
+  await atPath(`--to ${to}`, () => makeFolder(to));
   cleanup.defer(await lockRun(to));
   const [data, validation] = [await readDataSet(asked.data, 'train'), await readDataSet(asked.validation, 'valid')];
   const options = { ...asked, steps: stepsOf(asked, data.rows.length), epochs: undefined };
+  await assertRowsRun(rows, options);
   const digests = { data: data.digest, validation: validation.digest };
   await freeze(join(to, 'ablation.json'), { ...decisive(options), rows, digests });
   const judged: JudgedRow[] = [];
@@ -69,6 +72,29 @@ export async function ablate(
   const results = resultsOf(judged, options, { samples: data.rows.length, judged: validation.rows.length });
   await writeWhole(join(to, 'results.json'), `${JSON.stringify(results, null, 2)}\n`);
   return results;
+}
+
+/**
+ * Whether there is a reason that a row cannot be computed: rows before it may take hours, and other settings would be
+ * another ablation.
+ * @throws ServingError config_invalid, checkpoint_invalid, path_unusable, with the row.
+ */
+async function assertRowsRun(rows: readonly Row[], options: AblationOptions): Promise<void> {
+  for (const row of rows) {
+    try {
+      await using cleanup = new Cleanup();
+      const settings = { ...options, ...definedOf(row.changes), validation: undefined };
+      const encoder = row.arm === 'compressed' ? settings.encoder : undefined;
+      const { spec } = await openNetworks({ llm: options.llm, encoder }, cleanup);
+      assertRoomToJudge({ ...options, arm: row.arm }, spec);
+      if (row.arm !== 'compressed') continue;
+      assertRoom(settings, spec);
+      fitted(settings, spec);
+    } catch (error) {
+      if (!(error instanceof ServingError)) throw error;
+      throw new ServingError(error.code, `row ${row.id}: ${error.message}`, { cause: error });
+    }
+  }
 }
 
 async function computeRow(

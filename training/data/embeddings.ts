@@ -14,6 +14,7 @@ import { encoderSettings } from '../../services/lib/model/bundle/encoder-setting
 import { SafetensorsFile } from '../../services/lib/model/checkpoint/safetensors.ts';
 import { writeSafetensors } from '../../services/lib/model/checkpoint/safetensors-writer.ts';
 import type { SourceNetwork } from '../../services/lib/model/checkpoint/source-network.ts';
+import type { NetworkSpec } from '../../services/lib/model/checkpoint/spec.ts';
 import { buildEncoder } from '../../services/lib/model/graph/encoder.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { makeFolder } from '../../services/lib/process/os-errors.ts';
@@ -23,6 +24,9 @@ import { openGraph, type SessionPlace } from '../step/graph-session.ts';
 import type { Chunk } from './rows.ts';
 
 export type EncoderChoices = Parameters<typeof encoderSettings>[2];
+
+/** How chunks were encoded, and by what; the export refuses another encoder. */
+type TrainedSettings = ReturnType<typeof encoderSettings> & Pick<NetworkSpec, 'architecture' | 'layers'>;
 
 /** Vectors in one file: a process that is killed loses at most so many. */
 const FILE_CHUNKS = 4096;
@@ -40,7 +44,7 @@ export class Embeddings {
   /** Embeddings of one chunk, each of which becomes a soft token. */
   readonly perChunk: number;
   /** The settings of the encoder, as the projector's config.json has them for the export. */
-  readonly settings: ReturnType<typeof encoderSettings>;
+  readonly settings: TrainedSettings;
   /** SHA-256 of all that an embedding depends on besides the chunk, in hex. */
   readonly digest: string;
   readonly #dir: string;
@@ -52,7 +56,7 @@ export class Embeddings {
 
   private constructor(
     dim: number,
-    settings: ReturnType<typeof encoderSettings>,
+    settings: TrainedSettings,
     digest: string,
     dir: string,
     encoder: OrtSession,
@@ -89,7 +93,9 @@ export class Embeddings {
     const digest = createHash('sha256')
       .update(`${ofGraph} ${JSON.stringify(settings)}`)
       .digest('hex');
-    const opened = new Embeddings(spec.hidden, settings, digest, join(dir, digest.slice(0, 16)), session, inputs);
+    const { hidden, architecture, layers } = spec;
+    const described = { ...settings, architecture, layers };
+    const opened = new Embeddings(hidden, described, digest, join(dir, digest.slice(0, 16)), session, inputs);
     try {
       await opened.#readFiles();
     } catch (error) {
@@ -106,7 +112,11 @@ export class Embeddings {
   }
 
   async #addFile(path: string): Promise<void> {
-    const file = await SafetensorsFile.open(path);
+    const file = await SafetensorsFile.open(path).catch((error) => {
+      const cause = ServingError.from(error);
+      if (cause.code !== 'checkpoint_invalid') throw error;
+      throw new ServingError(cause.code, `${cause.message}: remove it, and its chunks are encoded again`, { cause });
+    });
     this.#files.push(file);
     for (const key of file.tensors.keys()) this.#fileOf.set(key, file);
   }

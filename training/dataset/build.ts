@@ -12,22 +12,24 @@ import { access, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
 import { ServingError } from '../../services/lib/process/errors.ts';
+import { atPath, makeFolder } from '../../services/lib/process/os-errors.ts';
 import type { Progress } from '../../services/lib/process/progress.ts';
 import { digestOfShards, MANIFEST, type Manifest, readManifest, type Split } from '../data/manifest.ts';
 import { Cleanup } from '../run/cleanup.ts';
 import { writeWhole } from '../run/files.ts';
+import { lockRun } from '../run/lock.ts';
 import { type Candidates, findCandidates } from './candidates.ts';
 import { type Candidate, Sampler } from './sampler.ts';
 import { SeenFiles } from './seen-files.ts';
 import { type DatasetOptions, recipeOf } from './settings.ts';
 import { Shards, workFolder } from './shards.ts';
-import { type Counts, countSample, statisticsOf } from './statistics.ts';
+import { type Counts, countSample, type RepositoryReason, statisticsOf } from './statistics.ts';
 import { LanguageSyntax } from './syntax.ts';
 
 /**
  * Makes the data set, or goes on with a run that was stopped in its folder.
- * @throws ServingError config_invalid, path_unusable, sample_invalid, spool_failed; the signal's reason. Up to the last
- *   shard the run's work is kept.
+ * @throws ServingError config_invalid, path_unusable (also where another process makes a data set in the folder),
+ *   sample_invalid, spool_failed; the signal's reason. Up to the last shard the run's work is kept.
  */
 export async function buildDataset(
   options: DatasetOptions,
@@ -42,6 +44,8 @@ export async function buildDataset(
   const covers = (path: string) => syntax.covers(path);
   const candidates = await findCandidates(options, covers, told('reading names'), signal);
   const recipe = { ...recipeOf(options), repositories: candidates.digest };
+  await atPath(`--to ${options.to}`, () => makeFolder(options.to));
+  cleanup.defer(await lockRun(options.to)); // two processes would take each other's shards away
   const made = await madeBefore(options.to, recipe);
   if (made) return made;
   const seen = new SeenFiles(options.seed);
@@ -138,12 +142,26 @@ class Rate {
   }
 }
 
-function noSamples({ leftOut }: Counts, candidates: Candidates): ServingError {
-  const why = JSON.stringify({ ...leftOut, repositories: repositoriesLeftOut(leftOut, candidates) });
-  return new ServingError(
-    'config_invalid',
-    `no samples came of ${candidates.count} repositories; left out: ${why}; lower --min-files, --min-imports or --chunks, or name more sources`,
-  );
+/** What lets repositories in that were left out for a reason. */
+const REMEDIES: Partial<Record<RepositoryReason, string>> = {
+  excluded: 'shorten the list of --exclude',
+  few_stars: 'lower --min-stars',
+  licence: 'allow their licences with --licences, as SPDX identifiers',
+  few_files: 'lower --min-files',
+  too_large: 'raise --max-repository-bytes',
+};
+
+function noSamples({ leftOut, splits }: Counts, candidates: Candidates): ServingError {
+  const repositories = repositoriesLeftOut(leftOut, candidates);
+  const why = JSON.stringify({ ...leftOut, repositories });
+  const read = splits.train.repositories + splits.valid.repositories;
+  const remedies = [
+    ...Object.keys(repositories).flatMap((reason) => REMEDIES[reason as RepositoryReason] ?? []),
+    ...(read > 0 ? ['lower --min-imports or --chunks'] : []),
+    'name more sources',
+  ];
+  const of = `no samples came of ${candidates.count} repositories; left out: ${why}`;
+  return new ServingError('config_invalid', `${of}; ${remedies.join(', or ')}`);
 }
 
 function repositoriesLeftOut(leftOut: Counts['leftOut'], candidates: Candidates): Record<string, number> {

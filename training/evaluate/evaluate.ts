@@ -5,7 +5,7 @@
 import type { OrtSession } from '../../services/lib/engine/ort.ts';
 import { Checkpoint } from '../../services/lib/model/checkpoint/checkpoint.ts';
 import { openSourceNetwork, type SourceNetwork } from '../../services/lib/model/checkpoint/source-network.ts';
-import { isDecoder } from '../../services/lib/model/checkpoint/spec.ts';
+import { type DecoderSpec, isDecoder } from '../../services/lib/model/checkpoint/spec.ts';
 import { assertProjectorFits, buildProjector, readProjectorSpec } from '../../services/lib/model/graph/projector.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { makeFolder } from '../../services/lib/process/os-errors.ts';
@@ -80,7 +80,7 @@ export async function evaluate(
   const tokenizer = await loadTokenizer(llm.tokenizerDir);
   const samples = new SampleMaker(tokenizer, spec.eosIds, options);
   const maxPositions = promptTokens + textTokens + Math.max(targetTokens, rolloutTokens);
-  assertFitsContext(options, spec, options.arm === 'text' ? maxPositions : maxPositions - textTokens);
+  assertRoomToJudge(options, spec);
   const formats = formatsOf(options.frozen);
   const place = { folder: options.work, threads, ...formats, spec, weights: llm.weights, maxPositions };
   const reading = { tokenizer, stopIds: new Set(samples.format.stopIds) };
@@ -110,6 +110,16 @@ export async function evaluate(
   } finally {
     await judge.dispose();
   }
+}
+
+/** @throws ServingError config_invalid where the language model was not made for so many positions. */
+export function assertRoomToJudge(
+  options: Pick<EvaluationOptions, 'llm' | 'arm' | 'promptTokens' | 'targetTokens' | 'textTokens' | 'rolloutTokens'>,
+  spec: DecoderSpec,
+): void {
+  const { arm, promptTokens, targetTokens, textTokens, rolloutTokens } = options;
+  const rows = promptTokens + Math.max(targetTokens, rolloutTokens);
+  assertFitsContext(options, spec, arm === 'text' ? rows + textTokens : rows);
 }
 
 const NO_SOFT = new Float32Array(0);

@@ -38,6 +38,7 @@ const stateSchema = z.object({
   stale: wholeNumber,
   identity: z.string().optional(),
 });
+const GO_BACK = 'remove its folder to go on from the checkpoint before it';
 const NAME = /^step-(\d{6,})$/;
 /**
  * Older checkpoints are removed when a newer one has been written. The one before the newest is kept, in case that is
@@ -113,16 +114,22 @@ export async function latestCheckpoint(dir: string, shapes: Shapes, identity?: s
   const newest = (await checkpointNames(dir)).at(-1);
   if (newest === undefined) return undefined;
   const folder = join(dir, newest);
-  await using optimizer = await Checkpoint.open(join(folder, OPTIMIZER));
   const { steps, best, stale, identity: found } = await readState(folder);
   if (identity !== undefined && found !== undefined && found !== identity) {
     const remedy = 'put it back where it was, or remove it';
     const what = `${folder} is a checkpoint of another run: its settings or data are not those of run.json; ${remedy}`;
     throw new ServingError('checkpoint_invalid', what);
   }
-  const [means, squares] = [await read(optimizer, 'mean.', shapes), await read(optimizer, 'square.', shapes)];
-  const adam = { steps, means, squares };
-  return { parameters: await checkpointParameters(dir, steps, shapes), adam, standing: { best, stale } };
+  try {
+    await using optimizer = await Checkpoint.open(join(folder, OPTIMIZER));
+    const [means, squares] = [await read(optimizer, 'mean.', shapes), await read(optimizer, 'square.', shapes)];
+    const adam = { steps, means, squares };
+    return { parameters: await checkpointParameters(dir, steps, shapes), adam, standing: { best, stale } };
+  } catch (error) {
+    const cause = ServingError.from(error);
+    if (cause.code !== 'checkpoint_invalid') throw error;
+    throw new ServingError(cause.code, `${cause.message}: ${GO_BACK}`, { cause });
+  }
 }
 
 /** The projector of the checkpoint after so many steps. @throws ServingError checkpoint_invalid */
@@ -142,7 +149,7 @@ async function readState(folder: string): Promise<z.infer<typeof stateSchema>> {
   try {
     return stateSchema.parse(JSON.parse(await readFile(path, 'utf8')));
   } catch (cause) {
-    const why = `${path}: ${reasonOf(cause)}: remove its folder to go on from the checkpoint before it`;
+    const why = `${path}: ${reasonOf(cause)}: ${GO_BACK}`;
     throw new ServingError('checkpoint_invalid', why, { cause });
   }
 }

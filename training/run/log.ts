@@ -20,7 +20,7 @@ export class RunLog {
 
   /**
    * Opens the log of a run that goes on after a number of steps: lines of later steps are removed, since these steps
-   * are computed again.
+   * are computed again. At 0 steps nothing is kept: the validation before the first step is made again as well.
    * @throws ServingError path_unusable
    */
   static async open(path: string, steps: number): Promise<RunLog> {
@@ -32,7 +32,7 @@ export class RunLog {
       const kept = text
         .split('\n')
         .flatMap((line) => figuresOf(line) ?? [])
-        .filter(({ step }) => step <= steps);
+        .filter(({ step }) => steps > 0 && step <= steps);
       await writeWhole(path, kept.map((figures) => `${JSON.stringify(figures)}\n`).join(''));
       return kept;
     });

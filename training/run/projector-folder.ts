@@ -12,18 +12,12 @@ export async function writeProjector(
   folder: string,
   parameters: Tensors,
   shapes: ReadonlyMap<string, readonly number[]>,
-  { pooling, maxTokens, addSpecialTokens, recipe, modality, normalize, softPerChunk }: Embeddings['settings'],
+  { architecture, layers, softPerChunk, ...settings }: Embeddings['settings'],
 ): Promise<void> {
   await makeFolder(folder);
   await writeSafetensors(join(folder, 'model.safetensors'), writable(parameters, shapes));
-  const encoder = {
-    pooling,
-    max_tokens: maxTokens,
-    add_special_tokens: addSpecialTokens,
-    recipe,
-    modality,
-    normalize,
-    ...(softPerChunk && { soft_per_chunk: softPerChunk }),
-  };
+  const { pooling, maxTokens, addSpecialTokens, recipe, modality, normalize } = settings;
+  const read = { pooling, max_tokens: maxTokens, add_special_tokens: addSpecialTokens, recipe, modality, normalize };
+  const encoder = { architecture, layers, ...read, ...(softPerChunk && { soft_per_chunk: softPerChunk }) };
   await writeWhole(join(folder, 'config.json'), `${JSON.stringify({ encoder }, null, 2)}\n`);
 }

@@ -63,20 +63,25 @@ export function fitted(
 }
 
 /**
- * The language model of the run.
+ * Whether the run's passes have enough positions.
  * @throws ServingError config_invalid where no loss has a weight, where workers would share threads, or where the model
  *   was not made for so many positions.
  */
+export function assertRoom(options: TrainOptions, spec: DecoderSpec): void {
+  assertTrains(options);
+  const { trained, taught, judged, rolledOut, completed } = passRows(options);
+  assertFitsContext(options, spec, Math.max(trained, taught, judged, rolledOut, completed));
+}
+
+/** The language model of the run. @throws ServingError as {@link assertRoom}. */
 export function modelPlace(
   options: TrainOptions,
   network: Pick<ModelPlace, 'spec' | 'weights'>,
   where: Pick<ModelPlace, 'folder' | 'shared' | 'device'>,
 ): ModelPlace {
-  assertTrains(options);
+  assertRoom(options, network.spec);
   const { frozen, recompute, threads, workers, textTokens, weights } = options;
-  const { trained, taught, judged, rolledOut, completed } = passRows(options);
-  assertFitsContext(options, network.spec, Math.max(trained, taught, judged, rolledOut, completed));
   // Graphs have as many positions as runs of earlier versions had, since their digest is part of a run.
-  const maxPositions = trained + (weights.kl === 0 ? 0 : textTokens);
+  const maxPositions = passRows(options).trained + (weights.kl === 0 ? 0 : textTokens);
   return { ...network, ...where, threads, workers, ...formatsOf(frozen), recompute, maxPositions };
 }

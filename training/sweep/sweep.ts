@@ -15,7 +15,7 @@ import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { ServingError } from '../../services/lib/process/errors.ts';
-import { makeFolder } from '../../services/lib/process/os-errors.ts';
+import { atPath, makeFolder } from '../../services/lib/process/os-errors.ts';
 import type { Progress } from '../../services/lib/process/progress.ts';
 import { KeptLines } from '../data/lines.ts';
 import { readDataSet } from '../data/rows.ts';
@@ -68,7 +68,7 @@ export async function sweep(asked: SweepOptions, progress: Progress, signal: Abo
   const { ranges, trials: count, factor, ...given } = asked;
   const { to, seed, every } = given;
   await using cleanup = new Cleanup();
-  await makeFolder(to);
+  await atPath(`--to ${to}`, () => makeFolder(to));
   cleanup.defer(await lockRun(to));
   const [data, validation] = [await readDataSet(given.data, 'train'), await readDataSet(given.validation, 'valid')];
   const options = { ...given, steps: stepsOf(given, data.rows.length), epochs: undefined, patience: 0 };

@@ -228,7 +228,9 @@ function isForeign(cause: unknown): boolean {
  */
 export function remedyAfter(message: string, code: ErrorCode): string {
   const { remedy } = ERRORS[code];
-  return message.toLowerCase().includes(remedy.toLowerCase().replace(/\.$/, '')) ? '' : remedy;
+  // Training has --device for what workers name --provider.
+  const said = message.replaceAll('--device cpu', '--provider cpu').toLowerCase();
+  return said.includes(remedy.toLowerCase().replace(/\.$/, '')) ? '' : remedy;
 }
 
 /** Codes that the same process would end with again: somebody has to correct something first. */

@@ -34,6 +34,9 @@ const REASONS: Readonly<Record<string, string>> = {
   ETIMEDOUT: 'it did not answer in time',
 };
 
+/** Those that only files have: an open file that is written to gives no path with them. */
+const OF_FILES: ReadonlySet<string> = new Set(['EISDIR', 'EROFS', 'ENOSPC', 'EDQUOT', 'EFBIG']);
+
 /**
  * The error in words, where it is one of the operating system; undefined for any other error.
  * @param named what the message begins with, such as `--data /srv`; the error's own path or address when not given.
@@ -49,7 +52,8 @@ export function systemError(error: unknown, named?: string): ServingError | unde
   if (reason === undefined) return undefined;
   const where = named ?? path ?? hostname ?? (address === undefined ? undefined : `${address}:${port}`);
   if (where === undefined) return undefined;
-  const kind = code === 'EADDRINUSE' ? 'address_in_use' : path === undefined ? 'address_unusable' : 'path_unusable';
+  const isOfFile = path !== undefined || OF_FILES.has(String(code));
+  const kind = code === 'EADDRINUSE' ? 'address_in_use' : isOfFile ? 'path_unusable' : 'address_unusable';
   return new ServingError(kind, `${where}: ${reason} (${code})`, { cause: error });
 }
 

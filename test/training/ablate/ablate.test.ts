@@ -4,7 +4,14 @@ import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { type AblationOptions, ablate } from '../../../training/ablate/ablate.ts';
 import type { AblationResults } from '../../../training/ablate/results.ts';
-import { encoderRows, LOSS_ROWS, pretrainingRows, readRows, type Schemes } from '../../../training/ablate/rows.ts';
+import {
+  encoderRows,
+  LOSS_ROWS,
+  pretrainingRows,
+  type Row,
+  readRows,
+  type Schemes,
+} from '../../../training/ablate/rows.ts';
 import { tableOf } from '../../../training/ablate/table.ts';
 import { lockRun } from '../../../training/run/lock.ts';
 import { GOLDENS, temporaryFolder } from '../../support/models.ts';
@@ -135,6 +142,23 @@ describe('table 1', { timeout: TIMEOUT_MS }, () => {
     await appendFile(data, `${JSON.stringify(smallRow(99))}\n`);
     await expect(ablate(LOSS_ROWS, whole, silent(), never)).rejects.toMatchObject(refused('"digests"'));
   });
+});
+
+test('a row that cannot be computed is refused before any other row is', async () => {
+  const run = options('refused');
+  const [none, , llava, reinforce] = LOSS_ROWS;
+  const refused = async (row: Row, changes: Partial<AblationOptions>, what: RegExp) => {
+    const asked = { ...run, ...changes };
+    await expect(ablate([none!, row], asked, silent(), never)).rejects.toThrow(what);
+    expect(await readdir(run.to)).toEqual([]);
+  };
+  const absent = join(dir, 'absent');
+  await refused({ ...llava!, changes: { encoder: absent } }, {}, /^row llava: .*absent/);
+  await refused(llava!, { memory: 1000 }, /^row llava: --memory/);
+  const { max_position_embeddings: positions } = JSON.parse(await readFile(join(LLM, 'config.json'), 'utf8'));
+  const promptTokens = positions - 8; // with a target there is no room for a rollout
+  await refused(reinforce!, { promptTokens }, /^row reinforce: --prompt-tokens \d+: a sample may take/);
+  await refused({ ...none!, id: 'text', arm: 'text' }, { promptTokens }, /^row text: --prompt-tokens/);
 });
 
 test('pretraining has the usual training with and without a stage before it, beside what the paper says', {

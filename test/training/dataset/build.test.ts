@@ -11,6 +11,7 @@ import type { Split } from '../../../training/data/manifest.ts';
 import { buildDataset } from '../../../training/dataset/build.ts';
 import type { SampleRow } from '../../../training/dataset/sample-row.ts';
 import type { DatasetOptions } from '../../../training/dataset/settings.ts';
+import { lockRun } from '../../../training/run/lock.ts';
 import { type Files, tarGzOfFiles, tarOfFiles, zipOfFiles } from '../../support/archives.ts';
 import { madeModule, madeRepository, writeFiles } from '../../support/made-repositories.ts';
 import { temporaryFolder } from '../../support/models.ts';
@@ -230,7 +231,9 @@ describe('sources', () => {
     for (const split of ['train', 'valid'] as const) {
       expect(await rowsOf('from-parquet', split)).toEqual(await rowsOf('from-folders', split));
     }
-    await expect(build('from-parquet-stars', { sources: [parquet], minStars: 61 })).rejects.toThrow('"few_stars":8');
+    await expect(build('from-parquet-stars', { sources: [parquet], minStars: 61 })).rejects.toThrow(
+      /"few_stars":8\}.*; lower --min-stars, or name more sources$/,
+    );
   });
 
   test('an archive that is damaged is left out with a warning, and the others are read', {
@@ -242,6 +245,17 @@ describe('sources', () => {
     const manifest = await build('from-damaged', { sources: [sources] });
     expect(manifest.statistics['leftOut']).toMatchObject({ repositories: { unreadable: 1 } });
     expect(warnings.join('\n')).toContain('broken is left out: the upload is not a valid zip');
+  });
+
+  test('a second process in one folder is refused', async () => {
+    await mkdir(join(dir, 'locked'));
+    const release = await lockRun(join(dir, 'locked'));
+    try {
+      const message = expect.stringContaining(`locked: process ${process.pid} works on this run`);
+      await expect(build('locked')).rejects.toMatchObject({ code: 'path_unusable', message });
+    } finally {
+      await release();
+    }
   });
 
   test('sources that are missing, empty or not what they seem are refused by name', async () => {

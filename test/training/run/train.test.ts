@@ -40,6 +40,8 @@ describe('a run', () => {
     expect(expected.log.map((line) => JSON.parse(line).step)).toEqual([0, 1, 2, 2, 3, 4, 4]);
 
     const parted = options('parted');
+    const early = stopAt('step 1 of 4'); // before the first checkpoint: the log has a validation and a step
+    await expect(train(parted, early.progress, early.signal)).rejects.toThrow('stopped at step 1 of 4');
     const stop = stopAt('step 3');
     await expect(train(parted, stop.progress, stop.signal)).rejects.toThrow('stopped at step 3');
     expect(await readdir(join(parted.to, 'checkpoints'))).toEqual(['step-000002']);
@@ -195,11 +197,20 @@ describe('a run', () => {
     const run = options('damaged', { steps: 2, every: 1, validation: undefined, weights });
     await train(run, silent(), never);
     const newest = join(run.to, 'checkpoints/step-000002');
-    await writeFile(join(newest, 'state.json'), '{');
-    await expect(train(run, silent(), never)).rejects.toMatchObject({
-      code: 'checkpoint_invalid',
-      message: expect.stringMatching('step-000002.*remove its folder'),
-    });
+    const [embeddings] = await readdir(join(run.to, 'embeddings'));
+    const [vectors] = await readdir(join(run.to, 'embeddings', embeddings!));
+    for (const [file, remedy] of [
+      [join(run.to, 'embeddings', embeddings!, vectors!), /remove it, and its chunks are encoded again$/],
+      [join(newest, 'optimizer.safetensors'), /step-000002.*remove its folder/],
+      [join(newest, 'projector.safetensors'), /step-000002.*remove its folder/],
+      [join(newest, 'state.json'), /step-000002.*remove its folder/],
+    ] as const) {
+      const whole = await readFile(file);
+      await writeFile(file, whole.subarray(0, -10));
+      const refused = { code: 'checkpoint_invalid', message: expect.stringMatching(remedy) };
+      await expect(train(run, silent(), never)).rejects.toMatchObject(refused);
+      if (file !== join(newest, 'state.json')) await writeFile(file, whole);
+    }
     await rm(newest, { recursive: true });
     await mkdir(join(run.to, 'checkpoints', '.step-000002.left'));
     expect(await train(run, silent(), never)).toMatchObject({ steps: 2 });

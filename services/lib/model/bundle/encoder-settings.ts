@@ -34,6 +34,9 @@ const QUERY_INSTRUCTION =
 const configSchema = z.object({
   encoder: z
     .object({
+      // What the projector was trained with; `llavacode train` writes them.
+      architecture: z.string().optional(),
+      layers: z.number().int().positive().optional(),
       // Early projectors describe their pooling in words, which is not a setting.
       pooling: z.enum(POOLINGS).optional().catch(undefined),
       max_tokens: z.number().int().positive().optional(),
@@ -71,8 +74,12 @@ interface AskedSettings {
   readonly softPerChunk?: SoftPerChunk | undefined;
 }
 
-/** @throws ServingError config_invalid for settings that this encoder cannot have: tokens, recipe or modality. */
+/**
+ * @throws ServingError config_invalid for settings that this encoder cannot have: tokens, recipe or modality;
+ *   projector_invalid where the projector was trained with another encoder, as far as its config.json says so.
+ */
 export function encoderSettings(spec: NetworkSpec, config: ProjectorConfig, asked: AskedSettings): EncoderSettings {
+  assertTrainedWith(spec, config);
   const longest = maxInputTokens(spec);
   const maxTokens = asked.maxTokens ?? config.max_tokens ?? Math.min(DEFAULT_MAX_TOKENS, longest);
   if (maxTokens > longest) {
@@ -112,4 +119,15 @@ export function encoderSettings(spec: NetworkSpec, config: ProjectorConfig, aske
     // Digests of these settings, under which embeddings are kept, stay what they were for one soft token per chunk.
     ...(softPerChunk > 1 && { softPerChunk }),
   };
+}
+
+/** Widths alone would not tell: UniXcoder and Jina's encoder have 768 each. */
+function assertTrainedWith(
+  spec: NetworkSpec,
+  { architecture = spec.architecture, layers = spec.layers }: ProjectorConfig,
+) {
+  if (architecture === spec.architecture && layers === spec.layers) return;
+  const found = `this one is ${spec.architecture} with ${spec.layers} layers`;
+  const what = `the projector was trained with an encoder of ${architecture} with ${layers} layers, and ${found}`;
+  throw new ServingError('projector_invalid', `${what}: name with --encoder the one that it was trained with`);
 }
