@@ -59,7 +59,8 @@ export class SampleMaker {
     // A context may take half of a prompt: with more text than code, some of it would make room for more code.
     const maxTokens = Math.min(this.#settings.textTokens, code - 1) - this.#unnamedFile;
     const context = { kind: 'text', repo: '', path: '', chunks: this.chunksOf(row), maxTokens } as const;
-    const frame = { ...row, left: '', right: '' };
+    // One token of code, since without a frame there would be no prompt at all.
+    const frame = { ...row, left: 'x', right: '' };
     const [alone, framed] = [undefined, context].map((context) => this.#prompt(frame, context, 2 * code));
     return this.#sample(row, this.#prompt(row, context, code + framed!.ids.length - alone!.ids.length));
   }
