@@ -101,10 +101,13 @@ export class SampleMaker {
     }
   }
 
-  /** A target that is not cut ends as an answer does. */
+  /**
+   * A target that is not cut ends as an answer does, where the model fills in the middle. One that cannot goes on with
+   * what stands after the gap: it would learn little else than an end that it never writes in code.
+   */
   #sample({ name, target }: DataRow, prompt: BuiltPrompt): Sample {
     const { targetTokens } = this.#settings;
-    const { eosId } = this.#tokenizer;
+    const eosId = this.format.frame && this.#tokenizer.eosId;
     const ids = this.#tokenizer.encode(target);
     const targetIds = ids.length < targetTokens && eosId !== undefined ? [...ids, eosId] : ids.slice(0, targetTokens);
     return { name, promptIds: [...prompt.ids], softPositions: [], targetIds };

@@ -140,4 +140,10 @@ test('a model that cannot fill in the middle reads the same code in all arms too
   expect(text.length).toBeGreaterThan(plain.length + 30);
   expect(text.length).toBeLessThanOrEqual(plain.length + 48);
   expect(text.slice(-plain.length)).toEqual(plain);
+  // It goes on with what stands after the gap, where one that fills in the middle ends its answer.
+  const target = tokenizer.encode(rows[0]!.target);
+  expect(samples.without(rows[0]!).targetIds).toEqual(target);
+  vi.restoreAllMocks();
+  const middle = new SampleMaker(tokenizer, [], { chunks: 2, promptTokens: 66, targetTokens: 24, textTokens: 48 });
+  expect(middle.without(rows[0]!).targetIds).toEqual([...target, tokenizer.eosId]);
 });
