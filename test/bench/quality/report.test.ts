@@ -63,6 +63,10 @@ describe('the figures of arms', () => {
     expect(QUALITY.report({ result: { ...result, figures: timed } }).markdown).toContain(
       'compressed has 50 % (goal 60 %: missed) of the gain, and saves 85 % (goal 80 %: reached) of the cost.',
     );
+    const level = timed.map((each) => ({ ...each, scores: result.figures[0]!.scores }));
+    expect(QUALITY.report({ result: { ...result, figures: level } }).markdown).toContain(
+      'compressed has no gain to share, since text has none, and saves 85 % (goal 80 %: reached) of the cost.',
+    );
     const slow = timed.map((each) => ({ ...each, ttft: { ...each.ttft, median: 100 } }));
     expect(savingKept(slow, 'compressed')).toBeNull();
     expect(QUALITY.report({ result: { ...result, figures: slow } }).markdown).not.toContain('Goals');
