@@ -103,7 +103,8 @@ export function trainCommand(): Command {
     )
     .option('--validation <path>', 'samples to validate on, in the same form; of a folder its validation split')
     .requiredOption('--to <dir>', 'folder of the run; a run that lies there goes on')
-    .option('--embeddings <dir>', 'folder of embeddings that several runs share; within --to where not given');
+    .option('--embeddings <dir>', 'folder of embeddings that several runs share; within --to where not given')
+    .option('--from <path>', 'projector to begin with, as export takes it: a second stage; random where not given');
   return withPretraining(withSteps(withWeights(command)))
     .addOption(
       new Option('--pretrain <scheme>', "a stage before the steps, of the paper's Appendix E").choices(
@@ -130,7 +131,7 @@ export function trainCommand(): Command {
 
 type GivenToSweep = Omit<
   Given,
-  keyof GivenPretraining | 'pretrain' | 'pretrainOnly' | 'until' | 'patience' | 'embeddings' | 'validation'
+  keyof GivenPretraining | 'pretrain' | 'pretrainOnly' | 'until' | 'patience' | 'embeddings' | 'from' | 'validation'
 > & {
   readonly validation: string;
   readonly range?: readonly Range[];
@@ -236,6 +237,7 @@ type GivenToAblate = Omit<
   | 'encoder'
   | 'validation'
   | 'embeddings'
+  | 'from'
   | 'patience'
   | 'ce'
   | 'reinforce'

@@ -98,13 +98,31 @@ export function gateOf(arm: string, against: string, samples: readonly SampleRes
   return { arm, against, difference, passed: difference.mean > 0 };
 }
 
+/** The arm and the two that its gain is measured between, by one figure; undefined where one was not evaluated. */
+function threeOf(figures: readonly ArmFigures[], arm: string, figure: (arm: ArmFigures) => number) {
+  const of = (name: string) => figures.find((each) => each.arm === name);
+  const [without, text, own] = [of(OFF), of('text'), of(arm)];
+  if (without === undefined || text === undefined || own === undefined) return undefined;
+  return { without: figure(without), text: figure(text), own: figure(own) };
+}
+
 /**
  * The share of the gain of context as text that another arm has as well: 1 where it is as good as text, 0 where it is
  * as good as no context; null where text gains nothing.
  */
-export function recovered(figures: readonly ArmFigures[], arm: string, score: ScoreName): number | null {
-  const of = (name: string) => figures.find((each) => each.arm === name)?.scores[score].mean;
-  const [without, text, own] = [of(OFF), of('text'), of(arm)];
-  if (without === undefined || text === undefined || own === undefined || text <= without) return null;
-  return (own - without) / (text - without);
+export function recovered(figures: readonly ArmFigures[], arm: string, score: ScoreName | 'ce'): number | null {
+  // A lower cross-entropy is better.
+  const found = threeOf(figures, arm, (each) => (score === 'ce' ? -each.ce.mean : each.scores[score].mean));
+  if (found === undefined || found.text <= found.without) return null;
+  return (found.own - found.without) / (found.text - found.without);
+}
+
+/**
+ * The share of the median TTFT which text takes more than no context that another arm does not take: 1 where it is as
+ * fast as without context, 0 where it is as slow as text; null where text takes no more.
+ */
+export function savingKept(figures: readonly ArmFigures[], arm: string): number | null {
+  const found = threeOf(figures, arm, ({ ttft }) => ttft.median);
+  if (found === undefined || found.text <= found.without) return null;
+  return (found.text - found.own) / (found.text - found.without);
 }

@@ -73,8 +73,9 @@ function joined(pieces: readonly Piece[]): Piece[] {
 
 const TAG = { same: 'span', missing: 'del', extra: 'ins' } as const;
 
+/** White space at the ends does not count in a score, so it is no difference. */
 const marked = (text: string, target: string) =>
-  differences(text, target)
+  differences(text.trim(), target.trim())
     .map((piece) => `<${TAG[piece.kind]}>${escaped(piece.text)}</${TAG[piece.kind]}>`)
     .join('');
 

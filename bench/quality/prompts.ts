@@ -1,6 +1,7 @@
 /**
  * The requests of an evaluation. The same code stands in the prompts of all arms, cut as the paper's evaluation cuts
- * it: of the room for code a third is for the first tokens after the gap, and twice as much for the last before it.
+ * it: of the room for code a third is for the first tokens after the gap, and twice as much for the last before it. A
+ * model that cannot fill in the middle reads only what is before it, so that has all of the room.
  */
 import { randomUUID } from 'node:crypto';
 import type { CompletionBody } from '../../services/client.ts';
@@ -72,11 +73,13 @@ export class EvaluationPrompts {
   }
 
   cut(left: string, right: string): CutCode {
-    const room = this.#settings.promptTokens - (this.#format.frame?.length ?? 0);
+    const { frame } = this.#format;
+    const room = this.#settings.promptTokens - (frame?.length ?? 0);
     const rightTokens = Math.floor(room / 3);
+    const leftTokens = frame === undefined ? room : 2 * rightTokens;
     const tokenizer = this.#tokenizer;
     return {
-      left: uncutCharacters(tokenizer.decode(tokenizer.encodeTail(left, 2 * rightTokens))),
+      left: uncutCharacters(tokenizer.decode(tokenizer.encodeTail(left, leftTokens))),
       right: uncutCharacters(tokenizer.decode(tokenizer.encodeHead(right, rightTokens))),
     };
   }

@@ -62,7 +62,8 @@ export class SampleMaker {
     // A context may take half of a prompt: with more text than code, some of it would make room for more code.
     const maxTokens = Math.min(this.#settings.textTokens, code - 1) - this.#unnamedFile;
     const context = { kind: 'text', repo: '', path: '', chunks: this.chunksOf(row), maxTokens } as const;
-    const frame = { ...row, left: '', right: '' };
+    // One token of code, since without a frame there would be no prompt at all.
+    const frame = { ...row, left: 'x', right: '' };
     const [alone, framed] = [undefined, context].map((context) => this.#prompt(frame, context, 2 * code));
     return this.#sample(row, this.#prompt(row, context, code + framed!.ids.length - alone!.ids.length));
   }
@@ -104,10 +105,13 @@ export class SampleMaker {
     }
   }
 
-  /** A target that is not cut ends as an answer does. */
+  /**
+   * A target that is not cut ends as an answer does, where the model fills in the middle. One that cannot goes on with
+   * what stands after the gap: it would learn little else than an end that it never writes in code.
+   */
   #sample({ name, target }: DataRow, prompt: BuiltPrompt): Sample {
     const { targetTokens } = this.#settings;
-    const { eosId } = this.#tokenizer;
+    const eosId = this.format.frame && this.#tokenizer.eosId;
     const ids = this.#tokenizer.encode(target, 'as text', 'within');
     const targetIds = ids.length < targetTokens && eosId !== undefined ? [...ids, eosId] : ids.slice(0, targetTokens);
     return { name, promptIds: [...prompt.ids], softPositions: [], targetIds };

@@ -24,6 +24,8 @@ export interface TrainOptions {
   readonly to: string;
   /** Folder of embeddings that several runs share; within that of the run where not given. */
   readonly embeddings?: string;
+  /** The projector that the run begins with, as the export takes one; random numbers where not given. */
+  readonly from?: string | undefined;
   readonly steps: number;
   /** How often all samples are seen, in place of steps where given. */
   readonly epochs?: number | undefined;
@@ -82,6 +84,7 @@ const FREE = [
   'validation',
   'to',
   'embeddings',
+  'from',
   'patience',
   'epochs',
   'memory',
@@ -111,6 +114,8 @@ export interface RunInputs {
   readonly encoder: string;
   readonly data: string;
   readonly validation: string | undefined;
+  /** Of the projector that the run begins with, where one was named. */
+  readonly from?: string;
   /** Its kind, where it is not the CPU. */
   readonly device?: string;
 }

@@ -30,7 +30,7 @@ import { Judge } from '../evaluate/judge.ts';
 import { DistinctChunks } from '../pretrain/chunks.ts';
 import type { SessionPlace } from '../step/graph-session.ts';
 import { ModelPass, type ModelPlace, TeacherPass } from '../step/pass.ts';
-import { initialParameters, TrainableProjector } from '../step/projector.ts';
+import { initialParameters, readParameters, TrainableProjector } from '../step/projector.ts';
 import { Rollouts } from '../step/rollouts.ts';
 import type { Sample } from '../step/rows.ts';
 import { type Companions, type EmbeddedSample, Trainer } from '../step/trainer.ts';
@@ -82,7 +82,8 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
   const ofSteps = { first: [...(held?.rows ?? []), ...checked], rowsOf, steps: options.steps, total: data.rows.length };
   const encoding = new EncodingAhead({ embeddings, samples, ...ofSteps }, (text) => progress.update(text));
   const widths = widthsOf(options.layers, embeddings.dim, spec.hidden);
-  const [shapes, initial] = [projectorShapes({ widths }), initialParameters({ widths }, options.seed)];
+  const shapes = projectorShapes({ widths });
+  const { initial, ...begun } = await beginning(options, widths);
   const before = { options, place, projectorPlace, widths, shapes, initial, tokenizer, samples, embeddings, data };
   const stage = await stageBefore(before, encoding, progress, signal);
   if (stage && options.pretrainOnly) return stage.report;
@@ -93,7 +94,7 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
   cleanup.defer(() => model.dispose());
   sayPlacement(device, model.leftToCpu, progress);
   const digests = { model: model.digest, encoder: embeddings.digest, data: data.digest, validation: held?.digest };
-  const inputs = { ...digests, ...decisiveDevice(device) };
+  const inputs = { ...digests, ...begun, ...decisiveDevice(device) };
   const identity = await freezeSettings(join(options.to, 'run.json'), options, inputs);
   const state = await latestCheckpoint(join(options.to, 'checkpoints'), shapes, identity);
   const parameters = state?.parameters ?? stage?.parameters ?? initial;
@@ -122,6 +123,13 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
     progress,
   });
   return await run.all(signal); // what it needs is given back after it
+}
+
+/** The parameters that a run begins with, and their digest where they are of a projector that was named. */
+async function beginning({ from, seed }: TrainOptions, widths: readonly number[]) {
+  if (from === undefined) return { initial: initialParameters({ widths }, seed) };
+  const { parameters, digest } = await readParameters(from, { widths });
+  return { initial: parameters, from: digest };
 }
 
 async function embedAll(

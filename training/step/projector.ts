@@ -2,13 +2,22 @@
  * The trainable projector: its parameters, and the two graphs that compute with them. The backward pass runs once for
  * all samples of a batch that have the same number of soft tokens, so gradients accumulate within the graph.
  */
+import { createHash } from 'node:crypto';
+import { isDeepStrictEqual } from 'node:util';
 import type { OrtSession, Tensor } from '../../services/lib/engine/ort.ts';
-import { type ProjectorSpec, projectorShapes } from '../../services/lib/model/graph/projector.ts';
+import { Checkpoint } from '../../services/lib/model/checkpoint/checkpoint.ts';
+import {
+  type ProjectorSpec,
+  projectorShapes,
+  readProjector,
+  readProjectorSpec,
+} from '../../services/lib/model/graph/projector.ts';
 import {
   type AlignmentForm,
   buildProjectorTraining,
   buildTrainableProjector,
 } from '../../services/lib/model/graph/projector-training.ts';
+import { ServingError } from '../../services/lib/process/errors.ts';
 import { gaussians } from './gaussians.ts';
 import { openGraph, type SessionPlace } from './graph-session.ts';
 import { float32, type Tensors } from './tensors.ts';
@@ -31,6 +40,28 @@ export function initialParameters(spec: ProjectorSpec, seed: number): Tensors {
     } else parameters.set(name, new Float32Array(count).fill(/^ln_\d+\.weight$/.test(name) ? 1 : 0));
   }
   return parameters;
+}
+
+/**
+ * The parameters of a projector that was trained before, and their SHA-256 in hex.
+ * @param path as `llavacode export --projector` takes it
+ * @throws ServingError checkpoint_invalid, projector_invalid; config_invalid for one of other widths.
+ */
+export async function readParameters(
+  path: string,
+  { widths }: ProjectorSpec,
+): Promise<{ readonly parameters: Tensors; readonly digest: string }> {
+  await using source = await Checkpoint.open(path);
+  const found = readProjectorSpec(source);
+  if (!isDeepStrictEqual(found.widths, widths)) {
+    const has = `the projector has the widths ${found.widths.join(', ')}, and this run's has ${widths.join(', ')}`;
+    const remedy = 'give its own --layers, --llm and --encoder';
+    throw new ServingError('config_invalid', `--from ${path}: ${has}: ${remedy}`);
+  }
+  const parameters = await readProjector(source, found);
+  const hash = createHash('sha256');
+  for (const values of parameters.values()) hash.update(values);
+  return { parameters, digest: hash.digest('hex') };
 }
 
 export class TrainableProjector {

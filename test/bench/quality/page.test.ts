@@ -43,4 +43,17 @@ describe('the page of samples', () => {
     expect(page).toContain('<ins>&lt;script&gt;alert</ins>');
     expect(page.match(/<script>/g)).toHaveLength(1);
   });
+
+  it('white space at the ends of a completion, which no score counts, is not marked', () => {
+    const result = qualityResult();
+    const indented = result.samples.map((sample) => ({
+      ...sample,
+      answers: Object.fromEntries(
+        Object.entries(sample.answers).map(([arm, answer]) => [arm, { ...answer, text: `    ${sample.target}\n` }]),
+      ),
+    }));
+    const page = samplesPage({ ...result, samples: indented });
+    expect(page).toContain('<pre><span>target()</span></pre>');
+    expect(page.match(/<(?:ins|del)>/g)).toHaveLength(2); // those of the legend
+  });
 });

@@ -1,5 +1,5 @@
 import fc from 'fast-check';
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
 import type { EvaluateOptions } from '../../../bench/quality/command.ts';
 import { armSpecs, EvaluationPrompts, tokensOf } from '../../../bench/quality/prompts.ts';
 import { atOnce } from '../../../services/lib/async/turns.ts';
@@ -23,6 +23,22 @@ describe('the prompts of an evaluation', () => {
     expect(tokens(right)).toBeGreaterThan(90);
     expect(tokens(right)).toBeLessThanOrEqual(101);
     expect(prompts.cut('a', 'b')).toEqual({ left: 'a', right: 'b' });
+  });
+
+  it('of a model that cannot fill in the middle, all of the room is before the gap', () => {
+    vi.spyOn(tokenizer, 'idOf').mockReturnValue(undefined);
+    const prompts = new EvaluationPrompts(tokenizer, SETTINGS);
+    vi.restoreAllMocks();
+    const { left, right } = prompts.cut(LONG, LONG);
+    expect(LONG.endsWith(left)).toBe(true);
+    expect(tokenizer.encode(left).length).toBeGreaterThan(290);
+    expect(tokenizer.encode(left).length).toBeLessThanOrEqual(303);
+    expect(LONG.startsWith(right)).toBe(true); // the server searches with it
+    expect(prompts.withContext({ left: 'ab', right: 'cd' }, [70]).prompt).toEqual([
+      ...tokenizer.leadingIds,
+      70,
+      ...tokenizer.encode('ab'),
+    ]);
   });
 
   it.each(['psm', 'spm'] as const)('rewritten context stands where the server puts text, in the order %s', (order) => {

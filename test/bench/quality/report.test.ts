@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { gateOf, recovered } from '../../../bench/quality/measure.ts';
+import { gateOf, recovered, savingKept } from '../../../bench/quality/measure.ts';
 import { Pace } from '../../../bench/quality/pace.ts';
 import { QUALITY } from '../../../bench/quality/report.ts';
 import type { QualityResult } from '../../../bench/quality/result.ts';
@@ -38,6 +38,38 @@ describe('the figures of arms', () => {
       return { ...each, scores: { ...each.scores, exactMatch: { mean, low: 0, high: 1 } } };
     });
     expect(recovered(gaining, 'compressed', 'exactMatch')).toBeCloseTo(0.5);
+    const ce = { off: 2, text: 1.5, compressed: 1.6 } as Record<string, number>;
+    const withCe = gaining.map((each) => ({ ...each, ce: { mean: ce[each.arm]!, low: 1, high: 3 } }));
+    expect(recovered(withCe, 'compressed', 'ce')).toBeCloseTo(0.8);
+    const named = { text: 'mixed', compressed: 'compressed', off: 'off' } as Record<string, string>;
+    expect(
+      recovered(
+        gaining.map((each) => ({ ...each, arm: named[each.arm]! })),
+        'mixed',
+        'ce',
+      ),
+    ).toBeNull();
+  });
+
+  it('the saving kept is measured between text and no context, and goals are reached or missed by it', () => {
+    const median = { off: 100, text: 300, compressed: 130 } as Record<string, number>;
+    const mean = { off: 0.4, text: 0.6, compressed: 0.5 } as Record<string, number>;
+    const timed = result.figures.map((each) => ({
+      ...each,
+      ttft: { median: median[each.arm]!, low: 0, high: 400 },
+      scores: { ...each.scores, exactMatch: { mean: mean[each.arm]!, low: 0, high: 1 } },
+    }));
+    expect(savingKept(timed, 'compressed')).toBeCloseTo(0.85);
+    expect(QUALITY.report({ result: { ...result, figures: timed } }).markdown).toContain(
+      'compressed has 50 % (goal 60 %: missed) of the gain, and saves 85 % (goal 80 %: reached) of the cost.',
+    );
+    const level = timed.map((each) => ({ ...each, scores: result.figures[0]!.scores }));
+    expect(QUALITY.report({ result: { ...result, figures: level } }).markdown).toContain(
+      'compressed has no gain to share, since text has none, and saves 85 % (goal 80 %: reached) of the cost.',
+    );
+    const slow = timed.map((each) => ({ ...each, ttft: { ...each.ttft, median: 100 } }));
+    expect(savingKept(slow, 'compressed')).toBeNull();
+    expect(QUALITY.report({ result: { ...result, figures: slow } }).markdown).not.toContain('Goals');
   });
 });
 

@@ -1,7 +1,7 @@
 /** One evaluator for all arms: scores of greedy completions and cross-entropy, kept as they are made. */
 import { appendFile, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { describe, expect, test } from 'vitest';
+import { describe, expect, test, vi } from 'vitest';
 import { loadTokenizer } from '../../../services/lib/text/tokenizer.ts';
 import { ARMS, type Arm } from '../../../training/choices.ts';
 import { readDataSet } from '../../../training/data/rows.ts';
@@ -128,4 +128,25 @@ test('the same code stands in the prompts of all arms, however long the text is'
   }
   const whole = new SampleMaker(tokenizer, [], { ...settings, promptTokens: 1024 });
   expect(whole.withText(rows[1]!).promptIds.length - whole.without(rows[1]!).promptIds.length).toBeLessThanOrEqual(512);
+});
+
+test('a model that cannot fill in the middle reads the same code in all arms too', async () => {
+  const tokenizer = await loadTokenizer(TINY_CODER);
+  vi.spyOn(tokenizer, 'idOf').mockReturnValue(undefined);
+  const path = join(dir, 'left.jsonl');
+  await writeRows(path, [{ ...row(1), prompt: 'x = compute(1)\n'.repeat(200) }]);
+  const { rows } = await readDataSet(path, 'valid');
+  const samples = new SampleMaker(tokenizer, [], { chunks: 2, promptTokens: 66, targetTokens: 24, textTokens: 48 });
+  const [plain, text] = [samples.without(rows[0]!).promptIds, samples.withText(rows[0]!).promptIds];
+  expect(tokenizer.decode(plain).endsWith('compute(1)\n')).toBe(true);
+  expect(plain.length).toBeGreaterThan(50);
+  expect(text.length).toBeGreaterThan(plain.length + 30);
+  expect(text.length).toBeLessThanOrEqual(plain.length + 48);
+  expect(text.slice(-plain.length)).toEqual(plain);
+  // It goes on with what stands after the gap, where one that fills in the middle ends its answer.
+  const target = tokenizer.encode(rows[0]!.target);
+  expect(samples.without(rows[0]!).targetIds).toEqual(target);
+  vi.restoreAllMocks();
+  const middle = new SampleMaker(tokenizer, [], { chunks: 2, promptTokens: 66, targetTokens: 24, textTokens: 48 });
+  expect(middle.without(rows[0]!).targetIds).toEqual([...target, tokenizer.eosId]);
 });

@@ -112,6 +112,28 @@ describe('a run', () => {
     await expect(train({ ...run, data: other }, silent(), never)).rejects.toMatchObject(refused('"data"'));
   });
 
+  test('a run begins with the projector of another one, and goes on with that one alone', {
+    timeout: TIMEOUT_MS,
+  }, async () => {
+    const weights = { ce: 1, reinforce: 0, kl: 0, alignment: 0 };
+    const first = options('first-stage', { steps: 2, every: 2, learningRate: 0.01, weights });
+    await train(first, silent(), never);
+    const from = join(first.to, 'projector-last');
+    const second = options('second-stage', { steps: 1, every: 1, weights: { ...weights, reinforce: 0.1 }, from });
+    await train(second, silent(), never);
+    const ceOf = ({ log }: { readonly log: readonly string[] }, at: number) => JSON.parse(log.at(at)!).validCe;
+    const [before, after] = [await results(first), await results(second)];
+    expect(ceOf(before, 0)).not.toBe(ceOf(before, -1));
+    expect(ceOf(after, 0)).toBe(ceOf(before, -1));
+    const refused = { code: 'config_invalid', message: expect.stringContaining('"from"') };
+    await expect(train({ ...second, from: undefined }, silent(), never)).rejects.toMatchObject(refused);
+    const deeper = options('deeper', { from, layers: 3 });
+    await expect(train(deeper, silent(), never)).rejects.toMatchObject({
+      code: 'config_invalid',
+      message: expect.stringMatching(/--from .* the widths 256, 256, 256, and this run's has 256, 512, 512, 256/),
+    });
+  });
+
   test('the best projector of the validations is kept, and the run ends when none is better for long enough', {
     timeout: TIMEOUT_MS,
   }, async () => {

@@ -122,6 +122,26 @@ export function assertProjectorFits(
   );
 }
 
+/** The name that a checkpoint has for a tensor of {@link projectorShapes}. */
+function storedName(naming: Naming, name: string): string {
+  const [layer, part] = name.split('.') as [string, string];
+  const i = Number(/\d+$/.exec(layer)![0]) - 1;
+  return `${layer.startsWith('ln') ? naming.norm(i) : naming.linear(i)}.${part}`;
+}
+
+/**
+ * The values of a projector, by the names of {@link projectorShapes}.
+ * @throws ServingError projector_invalid; checkpoint_invalid for a tensor that is missing or has a wrong shape.
+ */
+export async function readProjector(source: TensorSource, spec: ProjectorSpec): Promise<Map<string, Float32Array>> {
+  const naming = findNaming(source);
+  const values = new Map<string, Float32Array>();
+  for (const [name, shape] of projectorShapes(spec)) {
+    values.set(name, await expectTensor(source, storedName(naming, name), shape)());
+  }
+  return values;
+}
+
 /**
  * @throws ServingError projector_invalid; checkpoint_invalid for a bias or norm that is missing or has a wrong shape.
  */
@@ -131,12 +151,9 @@ export function buildProjector(source: TensorSource): Graph {
   const graph = new Graph();
   const embeddings = graph.input('embeddings', 'float32', ['n', widths[0]!]);
   const softTokens = applyProjector(graph, { widths }, embeddings, (name, shape) => {
-    const [layer, part] = name.split('.') as [string, string];
-    const i = Number(/\d+$/.exec(layer)![0]) - 1;
-    const stored = `${layer.startsWith('ln') ? naming.norm(i) : naming.linear(i)}.${part}`;
     // The output gives the last layer its name.
-    const declared = i === widths.length - 2 ? `soft_tokens.${part}` : name;
-    return graph.weight(declared, shape, expectTensor(source, stored, shape));
+    const declared = name.replace(`linear_${widths.length - 1}.`, 'soft_tokens.');
+    return graph.weight(declared, shape, expectTensor(source, storedName(naming, name), shape));
   });
   graph.output(softTokens, 'float32', ['n', widths.at(-1)!]);
   return graph;
