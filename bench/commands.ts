@@ -1,6 +1,7 @@
 /**
- * The commands after `llavacode bench`, `llavacode plan`, `llavacode evaluate` and `llavacode acceptance`. A bench declares its options in its
- * own command.ts; the code that measures is loaded when the command runs, and not for `--help`.
+ * The commands after `llavacode bench`, `llavacode plan`, `llavacode evaluate` and `llavacode acceptance`. A bench
+ * declares its options in its own command.ts; the code that measures is loaded when the command runs, and not for
+ * `--help`.
  */
 import { Command } from 'commander';
 import { acceptanceCommand as acceptance } from './acceptance/command.ts';

@@ -72,6 +72,7 @@ const FOREIGN_FLAGS = [
   '--omit', // npm audit
   '--no-save', // npm install
   '--ignore-scripts', // npm ci
+  '--provenance', // npm publish
   '--backend', // vllm bench serve
   '--endpoint',
   '--ignore-eos',

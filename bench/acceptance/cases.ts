@@ -18,8 +18,8 @@ export interface Known {
   readonly repo: string | undefined;
 }
 
-export type Body = (known: Known) => object;
-export type Check = (answer: Answer, known: Known) => void;
+type Body = (known: Known) => object;
+type Check = (answer: Answer, known: Known) => void;
 
 export interface RouteCases {
   /** The route as docs/openapi.json has it: `POST /v1/completions`. */

@@ -1,7 +1,7 @@
 /**
- * The package as npm makes and installs it: `npm pack`, `npm install --global` of the tarball, then `llavacode` from that
- * prefix, in a folder that is not the repository. The registry is this machine's (test/support/installed-registry.ts).
- * npm installs no development dependencies, so that code which needs one fails here.
+ * The package as npm makes and installs it: `npm pack`, `npm install --global` of the tarball, then `llavacode` from
+ * that prefix, in a folder that is not the repository. The registry is this machine's (installed-registry.ts in
+ * test/support). npm installs no development dependencies, so that code which needs one fails here.
  */
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -52,7 +52,10 @@ async function install(tarball: string): Promise<void> {
   try {
     const where = ['--prefix', join(dir, 'prefix'), '--registry', registry.url, '--cache', join(dir, 'npm')];
     const quiet = ['--no-audit', '--no-fund', '--no-update-notifier', '--loglevel', 'error'];
-    await run('npm', ['install', '--global', '--ignore-scripts', tarball, ...where, ...quiet], { cwd: dir, env: environment() });
+    await run('npm', ['install', '--global', '--ignore-scripts', tarball, ...where, ...quiet], {
+      cwd: dir,
+      env: environment(),
+    });
   } finally {
     registry.close();
   }
