@@ -56,6 +56,8 @@ export interface CompletionCall {
 
 /** Budget of a request, in ms. */
 const TIMEOUT_HEADER = 'x-request-timeout-ms';
+/** Time to first token that a request hopes for, in ms, as llm-d spells it. */
+const TTFT_GOAL_HEADER = 'x-llm-d-slo-ttft-ms';
 /** Headers of answers. The second one is there only where the suffix was left out. */
 const RAG_HEADER = 'x-llavacode-rag';
 const SUFFIX_HEADER = 'x-llavacode-suffix';
@@ -78,7 +80,7 @@ export async function serveCompletion(
 ): Promise<unknown> {
   const record = request.record!;
   record.whenPrepared(() => void reply.headers(reportHeaders(record)));
-  const asked = withSession(request, request.body, parts.recent);
+  const asked = withTtftGoal(request, withSession(request, request.body, parts.recent));
   record.askedBy(request.identity.tenant, asked.session);
   const named = withStoreKey(withoutModelRepo(asked, parts.modelName), request.identity);
   assertModel(named.model ?? parts.modelName, parts.modelName);
@@ -104,6 +106,12 @@ export async function serveCompletion(
     place.release();
     reservation?.settle(record.computedTokens);
   }
+}
+
+/** A goal that is no time is left to the inference gateway that it is meant for. */
+function withTtftGoal({ headers }: CompletionHttpRequest, request: CompletionRequest): CompletionRequest {
+  const goalMs = Number(headers[TTFT_GOAL_HEADER]);
+  return goalMs > 0 && Number.isFinite(goalMs) ? { ...request, ttftGoalMs: goalMs } : request;
 }
 
 /** The timeout header counts where the body names no budget: proxies can set headers. */
