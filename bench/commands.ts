@@ -1,8 +1,10 @@
 /**
- * The commands after `llavacode bench`, `llavacode plan` and `llavacode evaluate`. A bench declares its options in its
- * own command.ts; the code that measures is loaded when the command runs, and not for `--help`.
+ * The commands after `llavacode bench`, `llavacode plan`, `llavacode evaluate` and `llavacode acceptance`. A bench
+ * declares its options in its own command.ts; the code that measures is loaded when the command runs, and not for
+ * `--help`.
  */
 import { Command } from 'commander';
+import { acceptanceCommand as acceptance } from './acceptance/command.ts';
 import { ALL_COMMAND, README, readmeOption } from './all/command.ts';
 import { BREAKDOWN_COMMAND } from './breakdown/command.ts';
 import { DRILLS_COMMAND, SOAK_COMMAND } from './drills/command.ts';
@@ -56,6 +58,9 @@ export const planCommand = (): Command =>
 
 export const evaluateCommand = (): Command =>
   makeCommand(EVALUATE_COMMAND, async (options) => (await import('./quality/run.ts')).runEvaluate(options));
+
+export const acceptanceCommand = (): Command =>
+  acceptance(async (options) => (await import('./acceptance/run.ts')).runAcceptanceCommand(options));
 
 const reportCommand = () =>
   new Command('report')

@@ -145,6 +145,11 @@ const WORDS: Readonly<Record<string, Word>> = {
     writesForOthers: true,
     build: async () => (await import('../training/command.ts')).sweepCommand(),
   },
+  acceptance: {
+    summary: 'ask a deployment for every route in every case; see docs/acceptance.md',
+    writesForOthers: true,
+    build: async () => (await import('../bench/commands.ts')).acceptanceCommand(),
+  },
   bench: {
     summary: 'measure a system through its HTTP API; see bench/README.md',
     writesForOthers: true,

@@ -6,7 +6,7 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import type { Command } from 'commander';
 import { describe, expect, it } from 'vitest';
-import { benchCommand, evaluateCommand, planCommand } from '../bench/commands.ts';
+import { acceptanceCommand, benchCommand, evaluateCommand, planCommand } from '../bench/commands.ts';
 import { flagName } from '../services/lib/process/config.ts';
 import { PACKAGE_ROOT } from '../services/lib/process/package-root.ts';
 import { SETTINGS } from '../services/settings.ts';
@@ -72,6 +72,7 @@ const FOREIGN_FLAGS = [
   '--omit', // npm audit
   '--no-save', // npm install
   '--ignore-scripts', // npm ci
+  '--provenance', // npm publish
   '--backend', // vllm bench serve
   '--endpoint',
   '--ignore-eos',
@@ -150,9 +151,15 @@ describe('the documents', () => {
     const known = new Set([
       ...Object.keys(SETTINGS).map(flagName),
       ...quotedOptions('services/cli.ts'),
-      ...[benchCommand(), planCommand(), evaluateCommand(), datasetCommand(), trainCommand(), sweepCommand()].flatMap(
-        optionsOf,
-      ),
+      ...[
+        acceptanceCommand(),
+        benchCommand(),
+        planCommand(),
+        evaluateCommand(),
+        datasetCommand(),
+        trainCommand(),
+        sweepCommand(),
+      ].flatMap(optionsOf),
       ...peerOptions(),
       ...FOREIGN_FLAGS,
     ]);

@@ -176,6 +176,7 @@ const INNER_ROOMS: Readonly<Record<string, readonly (readonly string[])[]>> = {
     ['reports'],
     ['breakdown', 'gpu', 'plan', 'training'], // measure beside what `engine`, `load` and `tables` measure
     [
+      'acceptance',
       'drills',
       'engine',
       'fairness',

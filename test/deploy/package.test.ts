@@ -1,18 +1,18 @@
 /**
- * The package as npm makes and installs it: `npm pack`, then `llavacode` from a prefix, in a folder that is not the
- * repository. No registry is needed: the tarball is unpacked where npm would put it, its command is linked as npm links
- * it, and its dependencies are links into the repository's node_modules. Development dependencies are not linked, so
- * that code which needs one fails here.
+ * The package as npm makes and installs it: `npm pack`, `npm install --global` of the tarball, then `llavacode` from
+ * that prefix, in a folder that is not the repository. The registry is this machine's (installed-registry.ts in
+ * test/support). npm installs no development dependencies, so that code which needs one fails here.
  */
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { chmod, mkdir, mkdtemp, readdir, readFile, realpath, rm, symlink } from 'node:fs/promises';
+import { access, mkdir, mkdtemp, readdir, readFile, realpath, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { dirname, join } from 'node:path';
+import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, describe, expect, onTestFinished, test } from 'vitest';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 import { SAMPLE, SAMPLE_BODY } from '../../services/sample.ts';
+import { startInstalledRegistry } from '../support/installed-registry.ts';
 
 const run = promisify(execFile);
 /** Real processes that load a model take long on a machine that is busy. */
@@ -21,8 +21,7 @@ const LIMIT = 600_000;
 interface Manifest {
   readonly name: string;
   readonly version: string;
-  readonly bin: Readonly<Record<string, string>>;
-  readonly dependencies: Readonly<Record<string, string>>;
+  readonly overrides: Readonly<Record<string, Readonly<Record<string, string>>>>;
 }
 
 let dir: string;
@@ -42,23 +41,25 @@ beforeAll(async () => {
   );
   const [{ filename, files }] = JSON.parse(stdout) as [{ filename: string; files: { path: string }[] }];
   packed = files.map(({ path }) => path).sort();
-  await install(join(dir, filename));
   await mkdir(join(dir, 'home'));
+  await install(join(dir, filename));
 }, LIMIT);
 afterAll(() => rm(dir, { recursive: true, force: true }));
 
 async function install(tarball: string): Promise<void> {
-  await mkdir(installed(), { recursive: true });
-  await run('tar', ['-xzf', tarball, '--strip-components=1', '-C', installed()]);
-  for (const name of Object.keys(manifest.dependencies)) {
-    const link = join(installed(), 'node_modules', name);
-    await mkdir(dirname(link), { recursive: true });
-    await symlink(await realpath(join(PACKAGE_ROOT, 'node_modules', name)), link);
+  const overrides = Object.assign({}, ...Object.values(manifest.overrides)) as Record<string, string>;
+  const registry = await startInstalledRegistry(overrides);
+  try {
+    const where = ['--prefix', join(dir, 'prefix'), '--registry', registry.url, '--cache', join(dir, 'npm')];
+    const quiet = ['--no-audit', '--no-fund', '--no-update-notifier', '--loglevel', 'error'];
+    await run('npm', ['install', '--global', '--ignore-scripts', tarball, ...where, ...quiet], {
+      cwd: dir,
+      env: environment(),
+    });
+  } finally {
+    registry.close();
   }
-  const target = join(installed(), manifest.bin['llavacode'] as string);
-  await chmod(target, 0o755);
-  await mkdir(dirname(command()), { recursive: true });
-  await symlink(target, command());
+  await access(command());
 }
 
 /** A fresh folder to run the command in. */
@@ -135,6 +136,9 @@ describe('an installed llavacode, in a folder that is not the repository', () =>
     expect(compressed.rag?.chunks).toHaveLength(10);
     const { choices } = await complete(url, { ...body, stream: false, rag: undefined });
     expect(choices[0]?.text).not.toBe(SAMPLE.rest);
+    const accepted = await llavacode(cwd, 'acceptance', '--url', new URL(url).origin);
+    expect(accepted.stdout).toMatch(/ cases: \d+ passed, 0 failed, /);
+    expect(accepted.stdout).not.toContain('this suite has no case for it');
     system.child.kill('SIGINT');
     expect(await once(system.child, 'exit')).toEqual([0, null]);
     expect((await readdir(join(cwd, '.llavacode'))).sort()).toEqual(['bundles', 'logs', 'store']);

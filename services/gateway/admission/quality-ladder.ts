@@ -6,6 +6,9 @@
  * What decides is how long this tenant's next prompt waits by the fair queue. A tenant that fills the queue therefore
  * steps down itself, and others keep what they ask for. A request that is refused all the same, because many came at
  * once or others took its place, comes back one step below until it is let in or there is none.
+ *
+ * A request that hopes for a first token sooner than the gateway's target steps down sooner, alone: the tenant's level
+ * stays what the target makes it.
  */
 import { ServingError } from '../../lib/process/errors.ts';
 import type { CompletionRequest, RagMode } from '../request.ts';
@@ -38,7 +41,7 @@ function nextLevel(level: Level, load: number): Level {
 }
 
 /** The mode that a request gets which asks for `asked`. */
-function stepDown(asked: RagMode, level: Level): RagMode {
+function stepDown(asked: RagMode, level: number): RagMode {
   const step = STEPS.indexOf(asked as Step);
   return step < 0 ? asked : STEPS[Math.max(step, level)]!;
 }
@@ -66,13 +69,15 @@ export class QualityLadder {
 
   /** The request as it is tried first. */
   begin(request: CompletionRequest, tenant: string): CompletionRequest {
-    const { rag, priority } = request;
+    const { rag, priority, ttftGoalMs = Infinity } = request;
     if (rag === undefined) return request;
-    const { waitMs, targetTtftMs } = this.#options;
-    const level = nextLevel(this.#levels.get(tenant) ?? 0, waitMs(tenant, priority) / targetTtftMs);
+    const { targetTtftMs } = this.#options;
+    const waitMs = this.#options.waitMs(tenant, priority);
+    const level = nextLevel(this.#levels.get(tenant) ?? 0, waitMs / targetTtftMs);
     if (level === 0) this.#levels.delete(tenant);
     else this.#levels.set(tenant, level);
-    return withMode(request, stepDown(rag.mode, level));
+    const hoped = nextLevel(0, waitMs / ttftGoalMs);
+    return withMode(request, stepDown(rag.mode, Math.max(hoped, level)));
   }
 
   /** The request as it is tried after a refusal; undefined for other failures, and where there is no step below. */

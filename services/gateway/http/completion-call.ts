@@ -62,6 +62,8 @@ export interface CompletionCall {
 
 /** Budget of a request, in ms. */
 const TIMEOUT_HEADER = 'x-request-timeout-ms';
+/** Time to first token that a request hopes for, in ms, as llm-d spells it. */
+const TTFT_GOAL_HEADER = 'x-llm-d-slo-ttft-ms';
 /** Headers of answers. The second one is there only where the suffix was left out. */
 const RAG_HEADER = 'x-llavacode-rag';
 const SUFFIX_HEADER = 'x-llavacode-suffix';
@@ -84,7 +86,7 @@ export async function serveCompletion(
 ): Promise<unknown> {
   const record = request.record!;
   record.whenPrepared(() => void reply.headers(reportHeaders(record)));
-  const asked = withSession(request, request.body, parts.recent);
+  const asked = withTtftGoal(request, withSession(request, request.body, parts.recent));
   record.askedBy(request.identity.tenant, asked.session);
   const named = withStoreKey(withoutModelRepo(asked, parts.modelName), request.identity);
   assertModel(named.model ?? parts.modelName, parts.modelName);
@@ -140,6 +142,12 @@ function enter({ inflight, load }: CompletionParts, entering: InflightRequest) {
 /** Failures of a candidate that its workers are to blame for, or that there are too few of them. */
 const OF_WORKERS: readonly ErrorCode[] = ['no_worker', 'worker_lost', 'worker_stalled', 'runtime_failed', 'saturated'];
 const isOfWorkers = (error: unknown) => OF_WORKERS.includes(ServingError.from(error).code);
+
+/** A goal that is no time is left to the inference gateway that it is meant for. */
+function withTtftGoal({ headers }: CompletionHttpRequest, request: CompletionRequest): CompletionRequest {
+  const goalMs = Number(headers[TTFT_GOAL_HEADER]);
+  return goalMs > 0 && Number.isFinite(goalMs) ? { ...request, ttftGoalMs: goalMs } : request;
+}
 
 /** The timeout header counts where the body names no budget: proxies can set headers. */
 function inflightRequest({ headers, identity }: CompletionHttpRequest, body: CompletionRequest): InflightRequest {

@@ -37,6 +37,27 @@ describe('the rule', () => {
   const history = fc.array(load, { maxLength: 8 });
   const modes = fc.constantFrom(...RAG_MODES);
 
+  test('a request with a goal of its own steps down by that, at the latest by the target, and moves nobody else', () => {
+    fc.assert(
+      fc.property(history, fc.integer({ min: 1, max: 4000 }), (loads, ttftGoalMs) => {
+        let load = 0;
+        const ladders = [0, 1].map(() => new QualityLadder({ targetTtftMs: 1000, waitMs: () => 1000 * load }));
+        for (const next of loads) {
+          load = next;
+          const [plain, hoping] = ladders.map((ladder, i) => {
+            const request = { ...asking('text'), ...(i === 1 && { ttftGoalMs }) };
+            return place(ladder.begin(request, 'a').rag!.mode);
+          });
+          expect(hoping).toBeGreaterThanOrEqual(plain!);
+          if ((1000 * load) / ttftGoalMs >= 0.75) expect(hoping).toBe(place('compressed'));
+          if (ttftGoalMs >= 1000) expect(hoping).toBe(plain);
+          const others = ladders.map((ladder) => ladder.begin(asking('text'), 'a').rag!.mode);
+          expect(others[1]).toBe(others[0]);
+        }
+      }),
+    );
+  });
+
   test('a request is given what it asked for or less, and what is no context as text stays as it is', () => {
     fc.assert(
       fc.property(fc.array(load, { minLength: 1 }), modes, (loads, asked) => {
@@ -210,6 +231,20 @@ describe('a gateway with --quality-ladder', () => {
     const { ask, load, release } = await loaded();
     await load(TARGET_MS * 0.6);
     expect((await ask('text')).headers['x-llavacode-rag']).toBe('mixed; chunks=3; asked=text');
+    await release();
+  });
+
+  test("llm-d's header of an objective is a goal; one that is no time, or no sooner than the target, changes nothing", async () => {
+    const { app, load, release } = await loaded();
+    await load(TARGET_MS * 0.3);
+    const given = async (objective: string) => {
+      const payload = { prompt: 'x', suffix: '', max_tokens: 1, rag: { repo: 'shop', mode: 'text' } };
+      const headers = { 'x-llm-d-slo-ttft-ms': objective };
+      const { headers: answered } = await app.inject({ method: 'POST', url: '/v1/completions', headers, payload });
+      return String(answered['x-llavacode-rag']).split(';')[0];
+    };
+    expect(await given(String(TARGET_MS / 100))).toBe('compressed');
+    for (const objective of [String(TARGET_MS), 'soon', '-1', '0', '']) expect(await given(objective)).toBe('text');
     await release();
   });
 
