@@ -35,8 +35,8 @@ export interface RouteCases {
   readonly open?: true;
   /** The route changes the index: it is left out of runs that only read. */
   readonly writes?: true;
-  /** Status where there is no such thing to be shown, as in a run that has indexed nothing. */
-  readonly absent?: (known: Known) => string | undefined;
+  /** Status and code of the refusal where there is no such thing, as in a run that has indexed nothing. */
+  readonly refused?: (known: Known) => readonly [status: number, code: string] | undefined;
 }
 
 const PREFIX = 'def total(cart):\n    rate = 0.19\n    return ';
@@ -215,7 +215,7 @@ export const ROUTES: readonly RouteCases[] = [
   {
     route: 'GET /v1/repos/{*}',
     path: repoPath,
-    absent: ({ repo }) => (repo === undefined ? 'repo_not_found' : undefined),
+    refused: ({ repo }) => (repo === undefined ? [404, 'repo_not_found'] : undefined),
     check: (answer, { repo }) => assert.equal(objectOf(answer)['repo'], repo),
   },
   {
@@ -224,6 +224,14 @@ export const ROUTES: readonly RouteCases[] = [
       const names = list(objectOf(answer)['data'], 'data').map((entry) => entry['repo']);
       if (repo !== undefined) assert.ok(names.includes(repo), `${repo} was indexed and is not in the list`);
     },
+  },
+  { route: 'GET /v1/rollout', check: has('phase', 'string') },
+  {
+    // A rollout that is under way is not touched: no gateway has such a bundle.
+    route: 'POST /v1/rollout',
+    body: () => ({ action: 'start', bundle: '/no/such/bundle', indexer: '' }),
+    refused: () => [400, 'invalid_request'],
+    check: () => {},
   },
   { route: 'DELETE /v1/repos/{*}', path: repoPath, writes: true, check: (answer) => void objectOf(answer) },
 ];

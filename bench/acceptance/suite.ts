@@ -35,8 +35,12 @@ const NOT_OFFERED: Readonly<Record<string, string>> = {
   no_indexer: 'the deployment has no indexer',
   store_unavailable: 'the deployment has no store, or does not reach it',
 };
-/** `/slots` is there with --slots-route alone. */
-const OPTIONAL_ROUTES: Readonly<Record<string, string>> = { 'GET /slots': '--slots-route is off' };
+/** Routes that are there with a setting alone. */
+const OPTIONAL_ROUTES: Readonly<Record<string, string>> = {
+  'GET /slots': '--slots-route is off',
+  'GET /v1/rollout': '--rollouts is off',
+  'POST /v1/rollout': '--rollouts is off',
+};
 
 /** Ends a case without a verdict of its own: the deployment does not offer what it asks for. */
 class NotOffered extends Error {}
@@ -149,11 +153,11 @@ function otherMethod(route: string): Call['method'] {
   return (['DELETE', 'POST'] as const).find((method) => !taken.some(([each]) => each === method))!;
 }
 
-function assertAnswered(answer: Answer, { route, absent, check }: RouteCases, known: Known): void {
+function assertAnswered(answer: Answer, { route, refused, check }: RouteCases, known: Known): void {
   assertOffered(answer, route);
-  const missing = absent?.(known);
-  if (missing !== undefined) {
-    assertRefused(answer, 404, missing);
+  const refusal = refused?.(known);
+  if (refusal !== undefined) {
+    assertRefused(answer, ...refusal);
     return;
   }
   assert.equal(answer.status, 200, `HTTP ${answer.status}: ${excerpt(answer.text)}`);

@@ -7,6 +7,7 @@ import { expect, onTestFinished, test } from 'vitest';
 import { ROUTES } from '../../../bench/acceptance/cases.ts';
 import { acceptanceReport } from '../../../bench/acceptance/run.ts';
 import { type Kind, routesOf, runAcceptance, type Verdict } from '../../../bench/acceptance/suite.ts';
+import { ServingError } from '../../../services/lib/process/errors.ts';
 import { collectProcessMetrics } from '../../../services/lib/process/metrics.ts';
 import { PACKAGE_ROOT } from '../../../services/lib/process/package-root.ts';
 import { bearer, keyEntry, keysOf } from '../../support/api-keys.ts';
@@ -50,7 +51,11 @@ test('every route of docs/openapi.json has its cases, and no case is of a route 
 test('a gateway with keys, a store and an indexer passes every case, and keeps nothing of the suite', async () => {
   const { store, client } = await fakeIndexer();
   const keys = await keysOf([keyEntry('secret', 'acme')]);
-  const port = await gatewayOn({ keys, store, indexer: client }, 'secret');
+  const inspectBundle = async () => {
+    throw new ServingError('bundle_invalid', 'there is no bundle');
+  };
+  const rollouts = { rollouts: true, inspectBundle };
+  const port = await gatewayOn({ keys, store, indexer: client, ...rollouts }, 'secret');
   const { verdicts, withoutCase } = await runAcceptance(target(port, 'secret'), false);
   expect(verdicts.filter(({ outcome }) => outcome !== 'passed').map(({ route, reason }) => [route, reason])).toEqual([
     ['POST /v1/chat/completions', 'the model has no chat template'],
@@ -74,6 +79,7 @@ test('what a gateway does not offer, and what a key may not do, is named and is 
   const others = await runAcceptance(target(open), true);
   expect(failed(others.verdicts)).toEqual([]);
   expect(reasonOf(others.verdicts, 'GET /slots', 'answers')).toBe('--slots-route is off');
+  expect(reasonOf(others.verdicts, 'POST /v1/rollout', 'answers')).toBe('--rollouts is off');
   expect(reasonOf(others.verdicts, 'POST /infill', 'no key')).toBe('the deployment has no keys');
   expect(reasonOf(others.verdicts, 'DELETE /v1/repos/{*}', 'answers')).toBe('the run only reads');
 });
