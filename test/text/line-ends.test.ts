@@ -1,6 +1,7 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { CrlfWriter, toCrlf, usesCrlf } from '../../services/lib/text/line-ends.ts';
+import { atOnce } from '../../services/lib/async/turns.ts';
+import { CrlfWriter, lfSteps, toCrlf, usesCrlf } from '../../services/lib/text/line-ends.ts';
 
 test.each([
   ['a\r\nb', '', true],
@@ -29,4 +30,16 @@ test('line ends become CRLF, however the text is cut into pieces, and those that
     }),
   );
   expect(new CrlfWriter('a\r').push('\nb\n')).toBe('\nb\r\n');
+});
+
+test('line ends become LF, wherever a long text is divided, and it is divided', () => {
+  const filler = fc.constantFrom(32_765, 32_766, 32_767, 32_768, 65_535);
+  const ends = fc.string({ unit: fc.constantFrom('a', '\r', '\n'), maxLength: 6 });
+  fc.assert(
+    fc.property(ends, filler, ends, (before, units, after) => {
+      const text = `${before}${'x'.repeat(units)}${after}${'\r\n'.repeat(20_000)}`;
+      expect(atOnce(lfSteps(text))).toBe(text.replaceAll('\r\n', '\n'));
+    }),
+  );
+  expect([...lfSteps('\r\n'.repeat(100_000))]).toHaveLength(6);
 });

@@ -10,7 +10,7 @@ import { REACH } from '../../lib/rag/search/query.ts';
 import type { Sampling } from '../../lib/request/next-token.ts';
 import type { TokenPrompt } from '../../lib/request/token-prompt.ts';
 import { clientFrame } from '../../lib/text/client-frame.ts';
-import { toLf, usesCrlf } from '../../lib/text/line-ends.ts';
+import { lfSteps, usesCrlf } from '../../lib/text/line-ends.ts';
 import { PromptBuilder, type PromptParts } from '../../lib/text/prompt.ts';
 import type { PromptFormat } from '../../lib/text/prompt-format.ts';
 import type { Tokenizer } from '../../lib/text/tokenizer.ts';
@@ -63,10 +63,13 @@ export interface PreparationParts extends Pick<CompletionConfig, 'promptOrder' |
 type Sides = Pick<PromptParts, 'prompt' | 'suffix' | 'head'>;
 
 /** The text around the cursor as the model is to read it. A prompt that is given back (`echo`) stays as it is. */
-function withModelLineEnds({ prompt, suffix, head }: Sides, echo: boolean): Sides {
+function* withModelLineEnds({ prompt, suffix, head }: Sides, echo: boolean): Generator<void, Sides> {
   if (echo || typeof prompt !== 'string' || !usesCrlf(prompt, suffix ?? '')) return { prompt, suffix, head };
-  const lf = (text: string | undefined) => (text === undefined ? undefined : toLf(text));
-  return { prompt: toLf(prompt), suffix: lf(suffix), head: lf(head) };
+  return {
+    prompt: yield* lfSteps(prompt),
+    suffix: suffix === undefined ? undefined : yield* lfSteps(suffix),
+    head: head === undefined ? undefined : yield* lfSteps(head),
+  };
 }
 
 /** A request's texts with one prompt taken apart. */
@@ -100,7 +103,7 @@ export class Preparation {
     const found = await this.#retrieve(request, sides, scope);
     timeline.mark('retrieved');
     const parts = {
-      ...withModelLineEnds(sides, request.echo),
+      ...(await inTurns(withModelLineEnds(sides, request.echo), scope.signal)),
       completionPrefix: request.completionPrefix,
       context: found?.context,
       capacity: pool.capacity,

@@ -261,7 +261,8 @@ test('a file of this project is divided into its statements, each with the comme
   }
   expect(statements.map((text) => text.split('\n').at(-1))).toEqual([
     '}',
-    "export const toLf = (text: string) => text.replaceAll('\\r\\n', '\\n');",
+    'const UNITS_PER_STEP = 32_768;',
+    '}',
     "export const toCrlf = (text: string) => text.replace(/(?<!\\r)\\n/g, '\\r\\n');",
     '}',
   ]);
