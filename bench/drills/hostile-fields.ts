@@ -8,6 +8,7 @@
 interface Schema {
   readonly type?: string | readonly string[];
   readonly anyOf?: readonly Schema[];
+  readonly oneOf?: readonly Schema[];
   readonly properties?: Readonly<Record<string, Schema>>;
   readonly required?: readonly string[];
   readonly items?: Schema;
@@ -60,7 +61,7 @@ export function* fieldBodies({ paths }: Description, bytes: number): Generator<F
   const tried = new Set<string>();
   for (const [path, { post }] of Object.entries(paths)) {
     const schema = post?.requestBody?.content['application/json']?.schema;
-    for (const whole of schema === undefined ? [] : (schema.anyOf ?? [schema])) {
+    for (const whole of schema === undefined ? [] : (schema.anyOf ?? schema.oneOf ?? [schema])) {
       const written = JSON.stringify(whole);
       if (tried.has(written)) continue; // the same body under another name
       tried.add(written);

@@ -95,6 +95,7 @@ describe('the commands of the benches', () => {
       'load',
       'interference',
       'breakdown',
+      'observability',
       'retrieval',
       'recall',
       'index',

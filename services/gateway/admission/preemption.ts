@@ -161,7 +161,7 @@ function* waysFor<S extends PlacedSequence>(
   if (!holdings.mayGain(tenant)) return;
   const free = new Map(decoders.map(({ address, freeSlots }) => [address, freeSlots]));
   const effort = ({ short, victims, elsewhere }: Way<S>) => (short ? 1e9 : 0) + victims.length + elsewhere;
-  for (;;) {
+  while (!holdings.wouldOvertake(tenant)) {
     let best: Way<S> | undefined;
     for (const [address, freeSlots] of free) {
       if (freeSlots > 0) return;
@@ -214,6 +214,8 @@ class Holdings<S extends PlacedSequence> {
   readonly #counts: Map<string, number>;
   readonly #own: Map<string, readonly S[]>;
   readonly #others: Map<string, readonly HeldElsewhere[]>;
+  /** Tenants that have lost a sequence. */
+  readonly #losers = new Set<string>();
 
   constructor({ counts, movable, movableElsewhere }: SlotHolders<S>, standing: Standing) {
     this.#standing = standing;
@@ -226,6 +228,12 @@ class Holdings<S extends PlacedSequence> {
   mayGain(tenant: string): boolean {
     const holders = [...this.#counts.keys()].map((other) => ({ tenant: other }));
     return this.#loser(tenant, holders, new Map()) !== undefined;
+  }
+
+  /** Whether one sequence more would give a tenant more for its weight than is left to one that has lost some to it. */
+  wouldOvertake(tenant: string): boolean {
+    const heldBy = (name: string, more = 0) => ((this.#counts.get(name) ?? 0) + more) / this.#standing.weightOf(name);
+    return [...this.#losers].some((loser) => heldBy(loser) < heldBy(tenant, 1));
   }
 
   /** The sequences of one worker that go, `count` if the rule allows as many, so that `tenant` gets one more. */
@@ -271,8 +279,8 @@ class Holdings<S extends PlacedSequence> {
       if (other === tenant || other === loser) continue;
       const [count, weight] = [(this.#counts.get(other) ?? 0) - (lost.get(other) ?? 0), weightOf(other)];
       if ((count - 1) / weight < limit || servedOf(other) < served) continue;
-      // On ties a later one of the list, which is younger, goes first.
-      if (count / weight < most) continue;
+      // On ties the name decides, since the lists of two gateways have other orders.
+      if (count / weight < most || (count / weight === most && loser !== undefined && other < loser)) continue;
       loser = other;
       most = count / weight;
     }
@@ -283,7 +291,10 @@ class Holdings<S extends PlacedSequence> {
   exchange({ address, left, lost }: Way<S>, tenant: string): void {
     this.#own.set(address, left.own);
     this.#others.set(address, left.others);
-    for (const [loser, count] of lost) this.#counts.set(loser, (this.#counts.get(loser) ?? 0) - count);
+    for (const [loser, count] of lost) {
+      this.#counts.set(loser, (this.#counts.get(loser) ?? 0) - count);
+      this.#losers.add(loser);
+    }
     this.#counts.set(tenant, (this.#counts.get(tenant) ?? 0) + 1);
   }
 }
