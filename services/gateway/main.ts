@@ -1,5 +1,5 @@
 /** The gateway's process: opens the bundle, the store and the keys, and starts the gateway. */
-import { contextLack, filesOf, openBundle, softPerChunkOf } from '../lib/model/bundle/bundle.ts';
+import { contextLack, filesOf, openBundle } from '../lib/model/bundle/bundle.ts';
 import { FileGuard } from '../lib/model/bundle/integrity.ts';
 import { type AuditLog, openAuditLog } from '../lib/process/audit-log.ts';
 import { RenewedTls } from '../lib/process/certificate.ts';
@@ -22,7 +22,7 @@ import { keepIndexesWarm } from './context/index-warmer.ts';
 import { loadScrapers } from './http/scrapers.ts';
 import { loadTls, renewTls } from './http/tls.ts';
 import { inFolder, inRedis } from './rollout/state-store.ts';
-import { candidateModels, retrievalOf } from './served-model.ts';
+import { candidateModels, retrievalOf, servedBy } from './served-model.ts';
 import { startGateway } from './service.ts';
 import type { GatewayConfig } from './settings.ts';
 import { loadApiKeys, NO_KEYS, RenewedKeys } from './tenants/api-keys.ts';
@@ -71,12 +71,8 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
   void files.watch(life.draining, (damage) => life.fail(damage));
   const gateway = await startGateway(config, {
     modelName,
-    fingerprint: manifest.fingerprint,
-    contextFingerprint: manifest.context?.fingerprint,
-    hidden: manifest.llm.spec.hidden,
-    softPerChunk: softPerChunkOf(manifest),
+    ...servedBy(manifest),
     tokenizer,
-    eosIds: manifest.llm.spec.eosIds,
     retrieval,
     store,
     indexer,

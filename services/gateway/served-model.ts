@@ -43,6 +43,15 @@ export function retrievalOf(
   });
 }
 
+/** What a manifest says of the model as it is served. */
+export const servedBy = ({ fingerprint, context, llm: { spec } }: Manifest) => ({
+  fingerprint,
+  contextFingerprint: context?.fingerprint,
+  hidden: spec.hidden,
+  softPerChunk: softPerChunkOf({ context }),
+  eosIds: spec.eosIds,
+});
+
 interface CandidateModels {
   readonly config: GatewayConfig;
   /** Of the bundle that this gateway was started with. */
@@ -73,12 +82,8 @@ export function candidateModels({ config, manifest: stable, tokenizer, store, ke
     const closing = new AbortController();
     const warming = keepIndexesWarm(store, retrieval, keys, closing.signal);
     return {
-      fingerprint,
-      contextFingerprint: manifest.context?.fingerprint,
-      hidden: manifest.llm.spec.hidden,
-      softPerChunk: softPerChunkOf(manifest),
+      ...servedBy(manifest),
       tokenizer,
-      eosIds: manifest.llm.spec.eosIds,
       retrieval,
       indexer,
       close: async () => {
