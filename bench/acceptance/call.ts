@@ -50,12 +50,12 @@ export function objectOf({ text }: Pick<Answer, 'text'>): Record<string, unknown
   }
   assert.ok(
     typeof value === 'object' && value !== null && !Array.isArray(value),
-    `the body is no object: ${excerpt(text)}`,
+    `the body is not an object: ${excerpt(text)}`,
   );
   return value as Record<string, unknown>;
 }
 
-/** The code of a refusal; '' where its API has none, as Ollama's. @throws AssertionError where it is no refusal. */
+/** The code of a refusal; '' where its API has none, as Ollama's. @throws AssertionError where it does not refuse. */
 export function codeOf(answer: Answer): string {
   const { error } = objectOf(answer);
   if (typeof error === 'string' && error !== '') return '';

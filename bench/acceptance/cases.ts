@@ -49,23 +49,23 @@ const FILES = [
 ];
 
 const text = (value: unknown, name: string): string => {
-  assert.equal(typeof value, 'string', `${name} is no text: ${excerpt(JSON.stringify(value) ?? 'nothing')}`);
+  assert.equal(typeof value, 'string', `${name} is not a text: ${excerpt(JSON.stringify(value) ?? 'nothing')}`);
   return value as string;
 };
 const list = (value: unknown, name: string): readonly Record<string, unknown>[] => {
-  assert.ok(Array.isArray(value), `${name} is no list: ${excerpt(JSON.stringify(value) ?? 'nothing')}`);
+  assert.ok(Array.isArray(value), `${name} is not a list: ${excerpt(JSON.stringify(value) ?? 'nothing')}`);
   return value;
 };
 const has = (name: string, type: 'string' | 'number' | 'boolean' | 'object'): Check => {
   return (answer) =>
-    assert.equal(typeof objectOf(answer)[name], type, `${name} is no ${type}: ${excerpt(answer.text)}`);
+    assert.equal(typeof objectOf(answer)[name], type, `${name} is not of type ${type}: ${excerpt(answer.text)}`);
 };
 
 /** The choices of an answer in OpenAI's shape. */
 function checkChoices(body: Record<string, unknown>, wanted: string): void {
   assert.equal(body['object'], wanted, `object is ${body['object']}`);
   const [choice] = list(body['choices'], 'choices');
-  assert.ok(choice, 'there is no choice');
+  assert.ok(choice, 'the answer has not a single choice');
   const message = (choice['message'] ?? {}) as { content?: unknown };
   text(wanted === 'chat.completion' ? message.content : choice['text'], 'the text of the choice');
   assert.match(text(choice['finish_reason'], 'finish_reason'), /^(stop|length)$/);

@@ -78,7 +78,9 @@ export const SOAK_BENCH: Bench<SoakResult> = {
     staged: 'KV of a prefill worker that no decode worker has taken yet: MiB at its peak, and bytes at the end',
     TTFT: 'ms from sending a request to its first token, over completions and keystrokes that ended well',
     'calm, attacked, struck':
-      'requests before the attacks begin; after that; and those that waited while a worker was away, which are replayed or queue for fewer workers, and are not compared; two tenants attack at a time, so a request that is attacked counts in two rows of attacks',
+      'requests before the attacks begin; after that; and those that waited while a worker ' +
+      'was away, which are replayed or queue for fewer workers, and are not ' +
+      'compared; two tenants attack at a time, so a request that is attacked counts in two rows of attacks',
   },
   report: ({ result }) => reportSoak(result),
   headline: ({ minutes, sent, lostTokens, doubledTokens, waits, broken }) =>

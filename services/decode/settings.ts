@@ -13,7 +13,8 @@ export const SEQUENCE_SETTINGS = {
     .enum(WIRE_TYPES)
     .default('float32')
     .describe(
-      `how KV caches travel to this worker: ${WIRE_TYPES.join(', ')}; float32 is exact, float16 takes half and int8 about a quarter of the bytes; KV of a bundle that computes in 16 bits always travels as float16, unchanged`,
+      `how KV caches travel to this worker: ${WIRE_TYPES.join(', ')}; float32 is exact, float16 takes half ` +
+        `and int8 about a quarter of the bytes; KV of a bundle that computes in 16 bits always travels as float16, unchanged`,
     ),
 };
 

@@ -58,10 +58,12 @@ export const HTTP_SETTINGS = {
         'would change the answer is refused in any case',
     ),
   metricsTokenFile: file.describe(
-    'file of the token with which /metrics of the gateway is read, in place of a key: at least 16 characters (openssl rand -hex 32); none when empty',
+    'file of the token with which /metrics of the gateway is read, in place of a key: ' +
+      'at least 16 characters (openssl rand -hex 32); none when empty',
   ),
   metricsNetworks: networks.describe(
-    'addresses and networks, such as 10.0.0.0/8, from which /metrics of the gateway is read without a token, with commas between; with neither of both settings it needs a key with access admin, if there are keys',
+    'addresses and networks, such as 10.0.0.0/8, from which /metrics of the gateway is read without a token, with commas between; ' +
+      'with neither of both settings it needs a key with access admin, if there are keys',
   ),
   slotsRoute: flag
     .default(false)

@@ -6,6 +6,7 @@ export const TENANT_SETTINGS = {
     'JSON file of the API keys that requests need (see deploy/SECURITY.md); no key is needed when empty',
   ),
   auditLog: file.describe(
-    'file of the audit log, or stdout: a JSON line for every use of a repository and every action that needs a key with access admin (see deploy/SECURITY.md); none when empty',
+    'file of the audit log, or stdout: a JSON line for every use of a repository and every action ' +
+      'that needs a key with access admin (see deploy/SECURITY.md); none when empty',
   ),
 };

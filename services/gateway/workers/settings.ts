@@ -24,7 +24,8 @@ export const WORKER_POOL_SETTINGS = {
   ),
   decodeWorkers: workers.describe('decode workers, named in the same ways'),
   ratesFile: file.describe(
-    "file that llavacode plan --json has written: llavacode:desired_workers goes by its rates; by the prefill workers' own rate and by the slots of decode workers when empty",
+    'file that llavacode plan --json has written: llavacode:desired_workers goes by its rates; ' +
+      "by the prefill workers' own rate and by the slots of decode workers when empty",
   ),
   connectTimeoutMs: milliseconds(1).default(10_000).describe('deadline for reaching a worker or the indexer, in ms'),
   stallTimeoutMs: milliseconds(1)

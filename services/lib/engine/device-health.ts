@@ -79,7 +79,8 @@ export class DeviceHealth {
     this.#lost.resolve(
       new ServingError(
         'runtime_failed',
-        `${what}: its driver may have been reset, or its memory be used up. The process ends, so that it opens the device anew when it is started again`,
+        `${what}: its driver may have been reset, or its memory be used up. ` +
+          `The process ends, so that it opens the device anew when it is started again`,
         { cause },
       ),
     );

@@ -267,7 +267,8 @@ class EngineLoader {
       if (!(error instanceof ServingError) || error.code !== 'runtime_failed') throw error;
       throw new ServingError(
         'provider_unavailable',
-        `${device.name} fails in its check (${error.message.trim()}): lower --slots or --capacity, update its driver, or use --provider cpu`,
+        `${device.name} fails in its check (${error.message.trim()}): ` +
+          `lower --slots or --capacity, update its driver, or use --provider cpu`,
         { cause: error },
       );
     }

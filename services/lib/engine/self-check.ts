@@ -139,7 +139,8 @@ function tooLarge(kv: CheckedKv, figures: string, cause?: unknown): ServingError
   const [slots, per] = [lastOf(kv), positionBytes(kv.layout)];
   return new ServingError(
     'out_of_memory',
-    `${figures}. The caches take ${slots} slots x ${kv.capacity} tokens x ${per} bytes = ${gib(per * kv.capacity * slots)} beside the weights: lower --slots or --capacity, or stop what else uses the device's memory`,
+    `${figures}. The caches take ${slots} slots x ${kv.capacity} tokens x ${per} bytes = ${gib(per * kv.capacity * slots)} beside the weights: ` +
+      `lower --slots or --capacity, or stop what else uses the device's memory`,
     { cause },
   );
 }

@@ -87,7 +87,10 @@ export function slowOnCuda(
   const bits = { 'int4-fp16': 4, 'int8-fp16': 8 }[precision as string] as 4 | 8 | undefined;
   if (bits === undefined) return undefined;
   if (block !== DEFAULT_BLOCK.float16) {
-    return `--block ${block}: CUDA's fast kernels for prompts take blocks of ${DEFAULT_BLOCK.float16} only, and each prompt writes every matrix out in 16 bits first`;
+    return (
+      `--block ${block}: CUDA's fast kernels for prompts take blocks of ${DEFAULT_BLOCK.float16} only, ` +
+      `and each prompt writes every matrix out in 16 bits first`
+    );
   }
   const outputs = {
     q_proj: heads * headDim,
@@ -99,7 +102,10 @@ export function slowOnCuda(
   const slow = Object.entries(outputs).filter(([, count]) => count % CUDA_OUTPUTS[bits] !== 0);
   if (slow.length === 0) return undefined;
   const named = slow.map(([matrix, count]) => `${matrix} (${count} outputs)`).join(', ');
-  return `CUDA's fast kernels for prompts take matrices whose outputs are a multiple of ${CUDA_OUTPUTS[bits]}, and each prompt writes ${named} out in 16 bits first: slower, and no less right; no other device cares`;
+  return (
+    `CUDA's fast kernels for prompts take matrices whose outputs are a multiple of ${CUDA_OUTPUTS[bits]}, ` +
+    `and each prompt writes ${named} out in 16 bits first: slower, and no less right; no other device cares`
+  );
 }
 
 /**
