@@ -1,6 +1,10 @@
 /**
  * Memory of a process whose decoder computes for long on the tests' software GPU. A leak shows in its resident memory:
  * the memory of that GPU is the process's own.
+ *
+ * Resident memory also rises once in a while without a leak: a heap of JavaScript or of the C library takes another
+ * piece. A leak takes its bytes again and again. So the test asks that memory levels off: after some stretch of 500
+ * steps that is so, however many such pieces came before.
  */
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -14,6 +18,10 @@ import { decoderOn, softwareGpu } from '../support/device-decoder.ts';
 import { COMPILING_MS, DEVICE_MODEL } from '../support/vulkan.ts';
 
 const CAPACITY = 512;
+/** Stretches of 500 decode steps in which memory may come to rest. */
+const STRETCHES = 8;
+/** A hand-over whose 300 KiB leak would make 15 MiB in a stretch: it has 50 of them. */
+const LEVEL_BYTES = 8 * 2 ** 20;
 
 const gpu = softwareGpu();
 let dir: string;
@@ -23,7 +31,7 @@ beforeAll(async () => {
 afterAll(() => rm(dir, { recursive: true, force: true }));
 
 test(
-  'memory does not grow over 500 decode steps with prompts, hand-overs and copies of KV between them',
+  'memory levels off over stretches of 500 decode steps with prompts, hand-overs and copies of KV between them',
   async () => {
     await exportBundle({ llm: DEVICE_MODEL, to: join(dir, 'bundle'), precision: 'fp32' });
     const bundle = await openBundle(join(dir, 'bundle'));
@@ -44,12 +52,16 @@ test(
       return process.memoryUsage().rss;
     };
     try {
-      await work(300); // buffers of every size, and what JavaScript compiles, are there
-      const [before, bytes] = [await work(100), device.bytes];
-      const after = await work(500);
-      expect(device.bytes).toBe(bytes);
-      // JavaScript's heap may grow by a few MiB. A hand-over whose 300 KiB leak would make 15 MiB.
-      expect(after - before).toBeLessThan(8 * 2 ** 20);
+      let before = await work(300); // buffers of every size, and what JavaScript compiles, are there
+      const bytes = device.bytes;
+      const growth: number[] = [];
+      do {
+        const after = await work(500);
+        growth.push(after - before);
+        before = after;
+        expect(device.bytes).toBe(bytes);
+      } while ((growth.at(-1) ?? 0) >= LEVEL_BYTES && growth.length < STRETCHES);
+      expect(Math.min(...growth), `bytes that each stretch added: ${growth}`).toBeLessThan(LEVEL_BYTES);
     } finally {
       await dispose();
     }
