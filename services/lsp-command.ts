@@ -19,6 +19,9 @@ import { repositoryName } from './preflight.ts';
 import { GatewayTarget } from './repo-client.ts';
 import { LSP_COMMAND_SETTINGS, type LspCommandConfig, loadConfig } from './settings.ts';
 
+/** The exit code of a language server whose editor did not ask it to shut down first, as the protocol says. */
+const EDITOR_GONE = 1;
+
 /**
  * Serves until the editor or a signal ends the process.
  * @param flags and `file` what the command line and the file of --config say. What the editor sends stands above the
@@ -29,6 +32,8 @@ export async function runLsp(flags: Record<string, unknown>, file: Record<string
   loadConfig(LSP_COMMAND_SETTINGS, flags, process.env, file); // a mistake in these is told before anything is served
   // stdout is the protocol's: a library that prints must not break into it.
   globalThis.console = new Console(process.stderr, process.stderr);
+  // The editor is gone without a word, as when it is killed: nobody reads an answer, or a report of an error.
+  process.stdout.on('error', () => process.exit(EDITOR_GONE));
   const signal = interruption();
   const stopped = new Promise<never>((_, reject) => {
     signal.addEventListener('abort', () => reject(signal.reason), { once: true });

@@ -1,4 +1,4 @@
-/** Runs `bench gpu`: measures, packs, or prints what fits. */
+/** Runs `bench gpu`: measures, packs, or prints what fits. It ends with exit code 1 if a part failed. */
 import { ENGINE_SETTINGS } from '../../services/lib/engine/settings.ts';
 import { readConfig } from '../../services/lib/process/config.ts';
 import { run } from '../harness/run.ts';
@@ -28,5 +28,6 @@ export async function runGpu(options: GpuOptions, given: Readonly<Record<string,
   readConfig({ provider }, { flags: { provider: options.provider }, env: {}, known: { provider } });
   const sizes = sizesOf(options, given);
   const plan = { models: [], settings: { ...options, ...sizes } };
-  await run(GPU, options, plan, (onProgress, save) => measureGpu(options, sizes, onProgress, save));
+  const { result } = await run(GPU, options, plan, (onProgress, save) => measureGpu(options, sizes, onProgress, save));
+  if (result.parts.some(({ status }) => status === 'failed')) process.exitCode = 1;
 }

@@ -144,7 +144,7 @@ test('an engine that exceeds --device-memory is refused with the arithmetic befo
   const asked = { provider: 'webgpu', deviceMemory: 1 << 20 } as const;
   await expect(withEngine(asked, 'both', async () => {})).rejects.toMatchObject({
     code: 'out_of_memory',
-    message: expect.stringMatching(/3 slots x 64 tokens x \d+ bytes = .*--device-memory 1048576 is 0\.0 GiB/),
+    message: expect.stringMatching(/3 slots x 64 tokens x \d+ bytes = .*--device-memory 1048576 is 1\.0 MiB/),
   });
 });
 

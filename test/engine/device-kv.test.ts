@@ -3,9 +3,11 @@ import fc from 'fast-check';
 import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import { DeviceKv } from '../../services/lib/engine/device-kv.ts';
 import { OrtSession } from '../../services/lib/engine/ort.ts';
+import { OrtValue } from '../../services/lib/engine/ort-value.ts';
 import { assertKeepsKv } from '../../services/lib/engine/self-check.ts';
 import { CpuKvStore } from '../../services/lib/kv/cpu-store.ts';
 import { type KvLayout, type KvRange, planFrames, positionBytes, rowCount } from '../../services/lib/kv/layout.ts';
+import { ServingError } from '../../services/lib/process/errors.ts';
 import { softwareGpu } from '../support/device-decoder.ts';
 import { COMPILING_MS } from '../support/vulkan.ts';
 
@@ -145,6 +147,27 @@ test('a store that is warm opens no graph more, whatever number of tensors its f
       expect(Buffer.concat(await store.read(0, frame)).equals(rows)).toBe(true);
     }
     expect(builds).toHaveBeenCalledTimes(11);
+  } finally {
+    await store.dispose();
+  }
+});
+
+test('a write that fails frees its staging memory: rows that cannot be made, and a device that is lost', async () => {
+  const layout: KvLayout = { layers: 1, kvHeads: 1, headDim: 8 };
+  const store = await DeviceKv.create(gpu(), layout, 2, CAPACITY, 'both');
+  const freed = vi.spyOn(OrtValue.prototype, 'dispose');
+  onTestFinished(freed.mockRestore);
+  try {
+    const failing = () => {
+      throw new Error('this row cannot be made');
+    };
+    expect(() => store.write(0, everything(layout), failing)).toThrow('this row cannot be made');
+    expect(freed).toHaveBeenCalledOnce();
+    const lost = new ServingError('runtime_failed', 'the device is lost');
+    const attempt = vi.spyOn(gpu().health, 'attempt').mockRejectedValueOnce(lost);
+    onTestFinished(attempt.mockRestore);
+    await expect(store.write(0, everything(layout), () => {})).rejects.toBe(lost);
+    expect(freed).toHaveBeenCalledTimes(2);
   } finally {
     await store.dispose();
   }

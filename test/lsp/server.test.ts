@@ -199,6 +199,21 @@ describe('while the user types', () => {
   });
 });
 
+it('an editor that dies while it waits for a completion ends the server, which has nothing to say of it', async () => {
+  const pending: (() => void)[] = [];
+  const gateway = await FakeCompletions.start(
+    (_, response) => void pending.push(() => completed(response, 'cmpl-1', 'x')),
+  );
+  const editor = await Editor.start({ flags: ['--url', gateway.url, '--follow-repository', 'false'] });
+  await editor.open(LOOSE(), 'a');
+  editor.suggest(LOOSE(), { line: 0, character: 1 }).catch(() => {}); // nobody is there to hear the answer
+  await vi.waitUntil(() => pending.length === 1, SOON);
+  editor.process.stdout.destroy();
+  pending[0]!();
+  expect(await editor.exit).toBe(1);
+  expect(editor.said).toBe('');
+});
+
 describe('where nothing comes, a status says why', () => {
   const failing: [name: string, code: string, complete: Parameters<typeof FakeCompletions.start>[0]][] = [
     ['a gateway that hangs up', 'address_unusable', (_, response) => void response.destroy()],

@@ -8,7 +8,7 @@
 import { positionBytes } from '../../services/lib/kv/layout.ts';
 import type { DecoderSpec } from '../../services/lib/model/checkpoint/spec.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
-import { GIB, gib } from '../../services/lib/process/memory.ts';
+import { GIB, sizeText } from '../../services/lib/process/memory.ts';
 import type { TrainOptions } from './settings.ts';
 
 /** Sequences that decode together when rollouts are made and memory does not matter. */
@@ -107,7 +107,7 @@ export function withinMemory(
   const least = trainingBytes(spec, { ...need, recompute: true, slots: Math.min(most, 1) }) / FILLED;
   throw new ServingError(
     'config_invalid',
-    `--memory of ${gib(limit)}: this run takes ${gib(least)} at least, with activations computed again: allow more,` +
+    `--memory of ${sizeText(limit)}: this run takes ${sizeText(least)} at least, with activations computed again: allow more,` +
       ' shorten --prompt-tokens, use fewer --workers, or --frozen int8',
   );
 }
@@ -131,7 +131,7 @@ export function completionSlots(
   if (limit === undefined || bytes(slots) <= FILLED * limit) return slots;
   throw new ServingError(
     'config_invalid',
-    `--memory of ${gib(limit)}: completions for --distill take ${gib(bytes(1) / FILLED)} at least: allow more, shorten` +
+    `--memory of ${sizeText(limit)}: completions for --distill take ${sizeText(bytes(1) / FILLED)} at least: allow more, shorten` +
       ' --text-tokens or --prompt-tokens, or use --frozen int8',
   );
 }

@@ -16,7 +16,7 @@ import { elementBytes, type KvLayout, type KvRange, positionBytes, rowCount } fr
 import type { RowWriter } from '../kv/store.ts';
 import { buildKvCopy, buildKvExport, buildKvImport } from '../model/graph/kv-copies.ts';
 import { ServingError } from '../process/errors.ts';
-import { gib } from '../process/memory.ts';
+import { sizeText } from '../process/memory.ts';
 import type { Accelerator, DeviceTensor } from './device.ts';
 import type { EngineKv } from './engine-kv.ts';
 import { type Binding, OrtSession, OrtValue } from './ort.ts';
@@ -145,9 +145,14 @@ export class DeviceKv implements EngineKv {
     }
     const host = this.#host([count, end - start, this.layout.headDim]);
     const bytes = new Uint8Array(host.tensor.data.buffer, 0, count * rowBytes);
-    if (rows instanceof Uint8Array) bytes.set(rows);
-    else for (let i = 0; i < count; i++) rows(i, bytes.subarray(i * rowBytes, (i + 1) * rowBytes));
-    return this.#inOrder('writing KV', () => this.#write(slot, range, host));
+    try {
+      if (rows instanceof Uint8Array) bytes.set(rows);
+      else for (let i = 0; i < count; i++) rows(i, bytes.subarray(i * rowBytes, (i + 1) * rowBytes));
+    } catch (error) {
+      host.dispose();
+      throw error;
+    }
+    return this.#inOrder('writing KV', () => this.#write(slot, range, host)).finally(() => host.dispose());
   }
 
   copy(from: number, to: number, end: number, start = 0): Promise<void> {
@@ -235,12 +240,8 @@ export class DeviceKv implements EngineKv {
 
   async #write(slot: number, range: KvRange, rows: OrtValue): Promise<void> {
     const block = this.#blockOf(slot, range);
-    try {
-      if (rows.tensor.data.length === 0) return;
-      for (const run of this.#runs(range)) await this.#importRows(block, slot, range, run, rows.tensor.data);
-    } finally {
-      rows.dispose();
-    }
+    if (rows.tensor.data.length === 0) return;
+    for (const run of this.#runs(range)) await this.#importRows(block, slot, range, run, rows.tensor.data);
   }
 
   /** @param rows `[rows of the range, positions, head_dim]`, of which the run writes its own. */
@@ -352,7 +353,7 @@ export class DeviceKv implements EngineKv {
     } catch (error) {
       release({ first, slots, tensors, flat });
       const per = positionBytes(this.layout);
-      const need = gib(per * this.capacity * this.slots);
+      const need = sizeText(per * this.capacity * this.slots);
       throw new ServingError(
         'out_of_memory',
         `the KV caches need ${this.slots} slots x ${this.capacity} tokens x ${per} bytes = ${need} on ${this.#device.name}: ${(error as Error).message}; lower --slots or --capacity`,

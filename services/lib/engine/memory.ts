@@ -3,7 +3,7 @@ import { positionBytes } from '../kv/layout.ts';
 import { floatsOf, type Manifest } from '../model/bundle/bundle.ts';
 import type { DecoderSpec } from '../model/checkpoint/spec.ts';
 import { ServingError } from '../process/errors.ts';
-import { gib, machineMemory } from '../process/memory.ts';
+import { machineMemory, sizeText } from '../process/memory.ts';
 
 /** Tokens of a prompt's chunk where no setting says it: the default of --prefill-chunk-tokens. */
 export const DEFAULT_CHUNK_TOKENS = 512;
@@ -85,7 +85,7 @@ export function assertFitsMachine(need: EngineMemory, capacity: number): void {
   if (weights + kv + logits <= available) return;
   throw new ServingError(
     'out_of_memory',
-    `${described(need, capacity)}; the machine has ${gib(available)}; lower --slots or --capacity`,
+    `${described(need, capacity)}; the machine has ${sizeText(available)}; lower --slots or --capacity`,
   );
 }
 
@@ -100,7 +100,7 @@ export function assertReferenceFits({ weights, kv, logits }: EngineMemory, devic
   if (weights + kv + logits <= available) return;
   throw new ServingError(
     'provider_unavailable',
-    `${device} cannot be checked here: it is compared with the CPU, for which the model takes ${gib(weights + kv + logits)} of the machine's memory once, and it has ${gib(available)}. Let llavacode devices check this bundle on a machine with more, and bring ${kept} from its folder of prepacked weights to that of --prepacked here; or, with weights of fewer bits, use --provider cpu`,
+    `${device} cannot be checked here: it is compared with the CPU, for which the model takes ${sizeText(weights + kv + logits)} of the machine's memory once, and it has ${sizeText(available)}. Let llavacode devices check this bundle on a machine with more, and bring ${kept} from its folder of prepacked weights to that of --prepacked here; or, with weights of fewer bits, use --provider cpu`,
   );
 }
 
@@ -113,9 +113,9 @@ export function assertFitsDevice(need: EngineMemory, capacity: number, bytes: nu
   if (weights + kv + logits + scratch <= bytes) return;
   throw new ServingError(
     'out_of_memory',
-    `${described(need, capacity)}, the results within a run about ${gib(scratch)}; --device-memory ${bytes} is ${gib(bytes)}; lower --slots or --capacity, take weights of fewer bits, or raise --device-memory if the device has more`,
+    `${described(need, capacity)}, the results within a run about ${sizeText(scratch)}; --device-memory ${bytes} is ${sizeText(bytes)}; lower --slots or --capacity, take weights of fewer bits, or raise --device-memory if the device has more`,
   );
 }
 
 const described = ({ weights, kv, slots, perToken, stepRows, logits }: EngineMemory, capacity: number) =>
-  `the weights take ${gib(weights)}, the KV pool ${slots} slots x ${capacity} tokens x ${perToken} bytes = ${gib(kv)}, logits ${stepRows} slots x ${logits / 4 / stepRows} ids x 4 bytes = ${gib(logits)}`;
+  `the weights take ${sizeText(weights)}, the KV pool ${slots} slots x ${capacity} tokens x ${perToken} bytes = ${sizeText(kv)}, logits ${stepRows} slots x ${logits / 4 / stepRows} ids x 4 bytes = ${sizeText(logits)}`;

@@ -18,7 +18,7 @@ import type { KvStore } from '../kv/store.ts';
 import type { Precision } from '../model/bundle/choices.ts';
 import { comparePosition } from '../model/bundle/divergence.ts';
 import { ServingError } from '../process/errors.ts';
-import { gib } from '../process/memory.ts';
+import { sizeText } from '../process/memory.ts';
 import { NO_SOFT_TOKENS } from '../request/token-prompt.ts';
 import type { DecoderSession } from './session.ts';
 
@@ -139,7 +139,7 @@ function tooLarge(kv: CheckedKv, figures: string, cause?: unknown): ServingError
   const [slots, per] = [lastOf(kv), positionBytes(kv.layout)];
   return new ServingError(
     'out_of_memory',
-    `${figures}. The caches take ${slots} slots x ${kv.capacity} tokens x ${per} bytes = ${gib(per * kv.capacity * slots)} beside the weights: ` +
+    `${figures}. The caches take ${slots} slots x ${kv.capacity} tokens x ${per} bytes = ${sizeText(per * kv.capacity * slots)} beside the weights: ` +
       `lower --slots or --capacity, or stop what else uses the device's memory`,
     { cause },
   );

@@ -3,7 +3,7 @@
  * head_dim]`, so that a row of a slot is contiguous (layout.ts) and adjacent slots can be bound to a run as they lie.
  */
 import { ServingError } from '../process/errors.ts';
-import { gib, machineMemory } from '../process/memory.ts';
+import { machineMemory, sizeText } from '../process/memory.ts';
 import { elementBytes, type KvLayout, type KvRange, positionBytes, rowCount } from './layout.ts';
 import type { KvStore, RowWriter } from './store.ts';
 
@@ -94,6 +94,6 @@ function assertFits(layout: KvLayout, slots: number, capacity: number): void {
   if (bytes <= available) return;
   throw new ServingError(
     'out_of_memory',
-    `the KV pool needs ${slots} slots x ${capacity} tokens x ${positionBytes(layout)} bytes = ${gib(bytes)}, the machine has ${gib(available)}; lower --slots or --capacity`,
+    `the KV pool needs ${slots} slots x ${capacity} tokens x ${positionBytes(layout)} bytes = ${sizeText(bytes)}, the machine has ${sizeText(available)}; lower --slots or --capacity`,
   );
 }

@@ -28,6 +28,10 @@ const benchGpu = (...words: string[]) => run(process.execPath, [cli, 'bench', 'g
 /** Runs the bench into a folder of its own. @returns the parts in its artifact. */
 async function partsOf(name: string, ...words: string[]): Promise<readonly PartResult[]> {
   await benchGpu(...words, '--data', join(dir, 'data'), '--out', join(dir, name));
+  return recorded(name);
+}
+
+async function recorded(name: string): Promise<readonly PartResult[]> {
   return (await readArtifact<GpuResult>(join(dir, name, 'gpu.json'))).result.parts;
 }
 
@@ -35,9 +39,11 @@ const figureOf = (parts: readonly PartResult[], what: string | RegExp) =>
   parts.flatMap(({ figures }) => figures).find((figure) => figure.what.match(what))?.value;
 
 describe('bench gpu', () => {
-  it('a part that fails says why, and the others are measured', { timeout: LIMIT }, async () => {
+  it('a part that fails says why, the others are measured, and the exit code is 1', { timeout: LIMIT }, async () => {
     const words = ['--model', 'abacus', '--precision', 'int4', '--parts', 'memory,device'];
-    const parts = await partsOf('failed', '--provider', 'cpu', ...words, '--minutes', '10');
+    const measured = partsOf('failed', '--provider', 'cpu', ...words, '--minutes', '10');
+    await expect(measured).rejects.toMatchObject({ code: 1, stdout: expect.stringContaining('**failed**') });
+    const parts = await recorded('failed');
     expect(parts.map(({ part, status }) => [part, status])).toEqual([
       ['device', 'done'],
       ['memory', 'failed'],
