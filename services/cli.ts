@@ -438,7 +438,7 @@ try {
     process.exit(error.exitCode);
   }
   const failure = systemError(error) ?? ServingError.from(error);
-  const remedy = remedyAfter(failure.message, failure.code);
+  const remedy = remedyAfter(failure.message, failure.code, failure.remedy);
   process.stderr.write(`llavacode: ${failure.code}: ${failure.message}\n${remedy && `${remedy}\n`}`);
   if (failure.code === 'internal') process.stderr.write(`${failure.stack}\n`);
   process.exit(exitCodeOf(failure));

@@ -45,7 +45,7 @@ async function refusal(changed: Partial<Places>): Promise<{ code: string; messag
     (error: unknown) => error,
   );
   if (!(error instanceof ServingError)) throw new Error(`not refused: ${JSON.stringify(changed)}`, { cause: error });
-  return { code: error.code, message: error.message, remedy: error.kind.remedy };
+  return { code: error.code, message: error.message, remedy: error.remedy };
 }
 
 /** Runs `task` as a user who is not root. */

@@ -47,8 +47,8 @@ export class StatusLine {
 }
 
 /** A failure and its remedy. */
-function inWords({ message, code }: ServingError): string {
-  const remedy = remedyAfter(message, code);
+function inWords({ message, code, remedy: own }: ServingError): string {
+  const remedy = remedyAfter(message, code, own);
   return remedy === '' ? message : `${message.replace(/\.$/, '')}. ${remedy}`;
 }
 

@@ -38,8 +38,11 @@ describe('remedyAfter', () => {
     expect(remedyAfter(`${own}, or wait`, code)).toBe('');
   });
 
-  it('the remedy of a device is not said again where it was said with the option that training has', () => {
-    expect(remedyAfter('no adapter: use --device cpu', 'provider_unavailable')).toBe('');
+  it('a failure that has a remedy of its own, or none to add, is not given the one of its code', () => {
+    const own = 'Remove its folder.';
+    expect(remedyAfter('step 7 is damaged', 'checkpoint_invalid', own)).toBe(own);
+    expect(remedyAfter('step 7 is damaged: remove its folder', 'checkpoint_invalid', own)).toBe('');
+    expect(remedyAfter('step 7 is damaged: remove its folder', 'checkpoint_invalid', '')).toBe('');
   });
 });
 

@@ -13,8 +13,7 @@
 import { readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
-import { Checkpoint } from '../../services/lib/model/checkpoint/checkpoint.ts';
-import { projectorParameters, readProjectorSpec } from '../../services/lib/model/graph/projector.ts';
+import { openProjector, projectorParameters, readProjectorSpec } from '../../services/lib/model/graph/projector.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { atPath, makeFolder, reasonOf } from '../../services/lib/process/os-errors.ts';
 import type { Progress } from '../../services/lib/process/progress.ts';
@@ -143,7 +142,7 @@ const definedOf = (changes: Row['changes']) =>
 
 /** Trainable parameters of the projector in a folder. */
 async function parametersOf(projector: string): Promise<number> {
-  await using weights = await Checkpoint.open(projector);
+  await using weights = await openProjector(projector);
   return projectorParameters(readProjectorSpec(weights));
 }
 

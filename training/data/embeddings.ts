@@ -16,7 +16,7 @@ import { writeSafetensors } from '../../services/lib/model/checkpoint/safetensor
 import type { SourceNetwork } from '../../services/lib/model/checkpoint/source-network.ts';
 import type { NetworkSpec } from '../../services/lib/model/checkpoint/spec.ts';
 import { buildEncoder } from '../../services/lib/model/graph/encoder.ts';
-import { ServingError } from '../../services/lib/process/errors.ts';
+import { ServingError, withRemedy } from '../../services/lib/process/errors.ts';
 import { makeFolder } from '../../services/lib/process/os-errors.ts';
 import { encoderInputs } from '../../services/lib/rag/encode/encode.ts';
 import { type InputBuilder, inputBuilder } from '../../services/lib/rag/encode/encoder-input.ts';
@@ -112,11 +112,8 @@ export class Embeddings {
   }
 
   async #addFile(path: string): Promise<void> {
-    const file = await SafetensorsFile.open(path).catch((error) => {
-      const cause = ServingError.from(error);
-      if (cause.code !== 'checkpoint_invalid') throw error;
-      throw new ServingError(cause.code, `${cause.message}: remove it, and its chunks are encoded again`, { cause });
-    });
+    const remedy = 'Remove this file: its chunks are encoded again.';
+    const file = await withRemedy('checkpoint_invalid', remedy, () => SafetensorsFile.open(path));
     this.#files.push(file);
     for (const key of file.tensors.keys()) this.#fileOf.set(key, file);
   }
@@ -202,5 +199,6 @@ function assertFinite(vector: Float32Array, { path, text }: Chunk): void {
   const [line] = text.split('\n', 1);
   const where = `a chunk of ${path || 'a file without a name'} (${JSON.stringify(line)})`;
   const what = `the encoder's embedding of ${where} is ${vector[at]}: its weights are damaged, or not for such text`;
-  throw new ServingError('checkpoint_invalid', what);
+  const remedy = 'Download the encoder again, name another one, or leave out the samples with this chunk.';
+  throw new ServingError('checkpoint_invalid', what, { remedy });
 }

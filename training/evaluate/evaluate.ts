@@ -3,10 +3,14 @@
  * tokens of a projector. The same code stands in the prompts of all three.
  */
 import type { OrtSession } from '../../services/lib/engine/ort.ts';
-import { Checkpoint } from '../../services/lib/model/checkpoint/checkpoint.ts';
 import { openSourceNetwork, type SourceNetwork } from '../../services/lib/model/checkpoint/source-network.ts';
 import { type DecoderSpec, isDecoder } from '../../services/lib/model/checkpoint/spec.ts';
-import { assertProjectorFits, buildProjector, readProjectorSpec } from '../../services/lib/model/graph/projector.ts';
+import {
+  assertProjectorFits,
+  buildProjector,
+  openProjector,
+  readProjectorSpec,
+} from '../../services/lib/model/graph/projector.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { makeFolder } from '../../services/lib/process/os-errors.ts';
 import { loadTokenizer } from '../../services/lib/text/tokenizer.ts';
@@ -159,7 +163,7 @@ class Soft {
       throw new ServingError('config_invalid', `${data}: soft tokens need a projector: name one`);
     }
     const { encoder, encoderChoices, embeddings: folder } = compressor;
-    await using weights = await Checkpoint.open(compressor.projector);
+    await using weights = await openProjector(compressor.projector);
     await using other = encoder === undefined ? undefined : await openSourceNetwork(encoder);
     const embeddings = await Embeddings.open(folder, other ?? llm, encoderChoices, place, signal);
     try {

@@ -50,7 +50,7 @@ const finite = (source: TensorSource): TensorSource => ({
     const values = await source.read(name);
     const at = values.findIndex((value) => !Number.isFinite(value));
     if (at < 0) return values;
-    const what = `${source.origin}: ${name} holds ${values[at]} at index ${at}: the file is damaged, so fetch it again`;
-    throw new ServingError('checkpoint_invalid', what);
+    const what = `${source.origin}: ${name} holds ${values[at]} at index ${at}: the file is damaged`;
+    throw new ServingError('checkpoint_invalid', what, { remedy: 'Download this checkpoint again.' });
   },
 });

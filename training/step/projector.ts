@@ -5,8 +5,8 @@
 import { createHash } from 'node:crypto';
 import { isDeepStrictEqual } from 'node:util';
 import type { OrtSession, Tensor } from '../../services/lib/engine/ort.ts';
-import { Checkpoint } from '../../services/lib/model/checkpoint/checkpoint.ts';
 import {
+  openProjector,
   type ProjectorSpec,
   projectorShapes,
   readProjector,
@@ -51,7 +51,7 @@ export async function readParameters(
   path: string,
   { widths }: ProjectorSpec,
 ): Promise<{ readonly parameters: Tensors; readonly digest: string }> {
-  await using source = await Checkpoint.open(path);
+  await using source = await openProjector(path);
   const found = readProjectorSpec(source);
   if (!isDeepStrictEqual(found.widths, widths)) {
     const has = `the projector has the widths ${found.widths.join(', ')}, and this run's has ${widths.join(', ')}`;

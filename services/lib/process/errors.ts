@@ -173,6 +173,8 @@ export interface ErrorDetails {
   /** The limit that a refusal reached: the name of its flag without the leading dashes, like `max-inflight`. */
   limit?: string;
   cause?: unknown;
+  /** What mends this failure, where it is not what the table has for its code; '' where the message says it itself. */
+  remedy?: string | undefined;
   /** See {@link ServingError.publicMessage}: decided from code and cause where not given. */
   publicMessage?: string | undefined;
 }
@@ -192,6 +194,8 @@ export class ServingError extends Error {
   readonly param: string | undefined;
   readonly retryAfterSeconds: number | undefined;
   readonly limit: string | undefined;
+  /** What mends this failure: its own remedy, or that of the error of the same code that it wraps, or the table's. */
+  readonly remedy: string;
 
   constructor(code: ErrorCode, message: string, details: ErrorDetails = {}) {
     super(message, details.cause === undefined ? undefined : { cause: details.cause });
@@ -202,6 +206,9 @@ export class ServingError extends Error {
     this.param = details.param;
     this.retryAfterSeconds = details.retryAfterSeconds;
     this.limit = details.limit;
+    const { cause } = details;
+    const inherited = cause instanceof ServingError && cause.code === code ? cause.remedy : ERRORS[code].remedy;
+    this.remedy = details.remedy ?? inherited;
   }
 
   get kind(): ErrorKind {
@@ -223,14 +230,25 @@ function isForeign(cause: unknown): boolean {
 }
 
 /**
- * What people are told after the message of an error: the remedy of its code. Many messages end with a remedy of their
- * own, for the value at fault; where that has the words of the code's remedy, they are not said again: '' then.
+ * What people are told after the message of an error: its remedy. Many messages end with a remedy of their own, for the
+ * value at fault; where that has the words of the remedy, they are not said again: '' then.
+ * @param remedy that of the error, where it is at hand; the table's for the code otherwise
  */
-export function remedyAfter(message: string, code: ErrorCode): string {
-  const { remedy } = ERRORS[code];
-  // Training has --device for what workers name --provider.
-  const said = message.replaceAll('--device cpu', '--provider cpu').toLowerCase();
-  return said.includes(remedy.toLowerCase().replace(/\.$/, '')) ? '' : remedy;
+export function remedyAfter(message: string, code: ErrorCode, remedy: string = ERRORS[code].remedy): string {
+  return message.toLowerCase().includes(remedy.toLowerCase().replace(/\.$/, '')) ? '' : remedy;
+}
+
+/**
+ * Runs a task; a failure of it with the code has the remedy.
+ * @param remedy a sentence
+ */
+export async function withRemedy<T>(code: ErrorCode, remedy: string, task: () => Promise<T>): Promise<T> {
+  try {
+    return await task();
+  } catch (error) {
+    if (!(error instanceof ServingError) || error.code !== code) throw error;
+    throw new ServingError(code, error.message, { cause: error, remedy });
+  }
 }
 
 /** Codes that the same process would end with again: somebody has to correct something first. */

@@ -113,7 +113,7 @@ export class Lifecycle {
   /** Stops the process because of an error that it cannot go on with; the exit code is that of {@link exitCodeOf}. */
   fail(error: unknown): void {
     const err = ServingError.from(error);
-    this.#log.fatal({ err, remedy: err.kind.remedy }, 'this process cannot go on: stopping');
+    this.#log.fatal({ err, remedy: err.remedy }, 'this process cannot go on: stopping');
     process.exitCode = exitCodeOf(err);
     this.#stop('error');
   }

@@ -7,7 +7,7 @@ import { readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises
 import { basename, dirname, join, resolve } from 'node:path';
 import { ServingError } from '../../process/errors.ts';
 import { makeFolder } from '../../process/os-errors.ts';
-import { Checkpoint, type TensorSource } from '../checkpoint/checkpoint.ts';
+import type { TensorSource } from '../checkpoint/checkpoint.ts';
 import { openSourceNetwork, type SourceNetwork } from '../checkpoint/source-network.ts';
 import { type DecoderSpec, isDecoder } from '../checkpoint/spec.ts';
 import { buildDecoder } from '../graph/decoder.ts';
@@ -15,7 +15,13 @@ import { buildEncoder, type Pooling } from '../graph/encoder.ts';
 import type { Graph } from '../graph/graph.ts';
 import type { LayerFormats, TableFormat } from '../graph/linear.ts';
 import { writeModel } from '../graph/onnx.ts';
-import { assertProjectorFits, buildProjector, projectorParameters, readProjectorSpec } from '../graph/projector.ts';
+import {
+  assertProjectorFits,
+  buildProjector,
+  openProjector,
+  projectorParameters,
+  readProjectorSpec,
+} from '../graph/projector.ts';
 import {
   allFiles,
   type BundleFile,
@@ -161,7 +167,7 @@ async function writeContext(
   const { options, projector, network, spec: llm, format, work } = from;
   await using own = typeof options.encoder === 'string' ? await openSourceNetwork(options.encoder) : options.encoder;
   const { name, spec, weights } = own ?? network;
-  await using checkpoint = typeof projector === 'string' ? await Checkpoint.open(projector) : undefined;
+  await using checkpoint = typeof projector === 'string' ? await openProjector(projector) : undefined;
   const projectorWeights = checkpoint ?? (projector as TensorSource);
   const projectorSpec = readProjectorSpec(projectorWeights);
   assertProjectorFits(projectorWeights, projectorSpec, spec.hidden, llm.hidden);
@@ -216,7 +222,8 @@ async function writePart(
 
 function decoderSpec({ name, spec }: SourceNetwork): DecoderSpec {
   if (isDecoder(spec)) return spec;
-  throw new ServingError('checkpoint_invalid', `${name}: ${spec.architecture} is an encoder, not a language model`);
+  const what = `${name}: ${spec.architecture} is an encoder, not a language model`;
+  throw new ServingError('checkpoint_invalid', what, { remedy: 'Name a language model.' });
 }
 
 async function configBeside(projector: string): Promise<string> {
@@ -236,7 +243,8 @@ async function copyTokenizer(from: string, work: string, prefix: '' | 'encoder/'
     copied.push({ path: prefix + name, bytes: bytes.length, sha256: createHash('sha256').update(bytes).digest('hex') });
   }
   if (copied[0]?.path !== `${prefix}tokenizer.json`) {
-    throw new ServingError('checkpoint_invalid', `${from} has no tokenizer.json: save the tokenizer in that format`);
+    const remedy = 'Save the tokenizer in that format.';
+    throw new ServingError('checkpoint_invalid', `${from} has no tokenizer.json`, { remedy });
   }
   return copied;
 }

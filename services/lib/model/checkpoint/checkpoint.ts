@@ -44,11 +44,11 @@ export class Checkpoint implements TensorSource {
    */
   static async open(path: string): Promise<Checkpoint> {
     const entry = await stat(path).catch(() => undefined);
-    if (!entry) throw invalid(path, 'does not exist');
+    if (!entry) throw invalid(path, 'does not exist', 'Correct the path.');
     if (!entry.isDirectory()) {
       if (/\.(pth|pt|bin)$/.test(path)) return Checkpoint.#ofFile(path, await TorchFile.open(path));
       if (!path.endsWith('.safetensors'))
-        throw invalid(path, 'is neither a .safetensors nor a .pth file: convert it to safetensors first');
+        throw invalid(path, 'is neither a .safetensors nor a .pth file', 'Convert it to safetensors first.');
       return Checkpoint.#ofFile(path, await SafetensorsFile.open(path));
     }
     const index = await readFile(join(path, 'model.safetensors.index.json'), 'utf8').catch(() => undefined);
@@ -57,7 +57,8 @@ export class Checkpoint implements TensorSource {
     if (!(await stat(single).catch(() => undefined))) {
       throw invalid(
         path,
-        'holds neither model.safetensors nor model.safetensors.index.json: convert the weights to safetensors',
+        'holds neither model.safetensors nor model.safetensors.index.json',
+        'Convert the weights to safetensors.',
       );
     }
     return Checkpoint.#ofFile(single, await SafetensorsFile.open(single));
@@ -111,7 +112,8 @@ export class Checkpoint implements TensorSource {
   }
 }
 
-const invalid = (path: string, what: string) => new ServingError('checkpoint_invalid', `${path}: ${what}`);
+const invalid = (path: string, what: string, remedy?: string) =>
+  new ServingError('checkpoint_invalid', `${path}: ${what}`, { remedy });
 
 /** Reads a tensor, at the moment at which it is written. */
 export interface TensorReader {

@@ -4,8 +4,8 @@
  *
  * Input: `embeddings` float32 [n, encoder dim]. Output: `soft_tokens` float32 [n, hidden].
  */
-import { ServingError } from '../../process/errors.ts';
-import { expectTensor, type TensorSource } from '../checkpoint/checkpoint.ts';
+import { ServingError, withRemedy } from '../../process/errors.ts';
+import { Checkpoint, expectTensor, type TensorSource } from '../checkpoint/checkpoint.ts';
 import { Graph, type Value } from './graph.ts';
 
 const NORM_EPS = 1e-5;
@@ -128,6 +128,14 @@ function storedName(naming: Naming, name: string): string {
   const i = Number(/\d+$/.exec(layer)![0]) - 1;
   return `${layer.startsWith('ln') ? naming.norm(i) : naming.linear(i)}.${part}`;
 }
+
+const OPEN_REMEDY =
+  'If llavacode train wrote it, give its command again, which writes it anew; otherwise download it again, or correct ' +
+  'the path.';
+
+/** Opens the file or the folder of a projector. @throws ServingError checkpoint_invalid */
+export const openProjector = (path: string): Promise<Checkpoint> =>
+  withRemedy('checkpoint_invalid', OPEN_REMEDY, () => Checkpoint.open(path));
 
 /**
  * The values of a projector, by the names of {@link projectorShapes}.
