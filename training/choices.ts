@@ -10,7 +10,7 @@ export const SCHEDULES = ['cosine', 'linear'] as const;
  */
 export const FROZEN_FORMATS = ['fp32', 'fp16', 'int8', 'w8a8'] as const;
 /** What graphs of training compute on; `auto` takes a GPU if the system lists one that can be used, else the CPU. */
-export const DEVICES = ['cpu', 'webgpu', 'cuda', 'auto'] as const;
+export const PROVIDERS = ['cpu', 'webgpu', 'cuda', 'auto'] as const;
 /** Linear layers of a projector. */
 export const LAYER_COUNTS = ['2', '3', '4'] as const;
 /** Languages of data sets: those of the paper's benchmarks. */

@@ -15,11 +15,11 @@ import { count, countAmong } from '../services/lib/process/count-argument.ts';
 import {
   ALIGNMENT_FORMS,
   BASELINES,
-  DEVICES,
   FROZEN_FORMATS,
   LAYER_COUNTS,
   PRESETS,
   PRETRAIN_SCHEMES,
+  PROVIDERS,
   SCHEDULES,
   SWEPT,
 } from './choices.ts';
@@ -55,6 +55,8 @@ type Given = Omit<TrainOptions, 'encoderChoices' | 'weights' | 'layers' | 'pretr
     readonly distill: number;
     readonly json?: string;
     readonly preset?: string;
+    /** The old name of `provider`. */
+    readonly device?: TrainOptions['provider'];
   };
 
 function number(accepts: (value: number) => boolean, words: string): (text: string) => number {
@@ -360,9 +362,13 @@ function withSteps(command: Command): Command {
     .addOption(option('--threads <n>', 'threads of the engine, of all workers together', count, availableParallelism()))
     .option('--workers <n>', 'processes that make passes through the language model; 1 where not given', count)
     .addOption(
-      new Option('--device <d>', 'what trains: auto takes a GPU if the system lists one; cpu where not given').choices(
-        DEVICES,
-      ),
+      new Option(
+        '--provider <name>',
+        'device to train on: auto takes a GPU if the system lists one; cpu where not given',
+      ).choices(PROVIDERS),
+    )
+    .addOption(
+      new Option('--device <name>', 'the old name of --provider').choices(PROVIDERS).conflicts('provider').hideHelp(),
     )
     .addOption(option('--every <n>', 'steps between two checkpoints and validations', count, 50));
 }
@@ -457,11 +463,12 @@ function applyPreset(command: Command): void {
 
 function optionsOf(given: Omit<Given, 'json'>): TrainOptions {
   const { encoderPooling, encoderRecipe, encoderModality, encoderMaxTokens, softPerChunk, layers, ...rest } = given;
-  const { ce, reinforce, kl, alignment, distill, preset: _preset, pretrain, ...others } = rest;
+  const { ce, reinforce, kl, alignment, distill, preset: _preset, pretrain, device, ...others } = rest;
   const { pretrainSteps, pretrainLearningRate, pretrainTokens, pretrainChunks, ...more } = others;
   const { memoryTokenSteps, memoryTokenRate, ...options } = more;
   return {
     ...options,
+    provider: options.provider ?? device,
     layers: Number(layers) as TrainOptions['layers'],
     weights: { ce, reinforce, kl, alignment, distill: distill || undefined },
     pretrain: pretrain && schemesOf(given)[pretrain],

@@ -61,6 +61,13 @@ test('memory is a size in GiB or MiB', async () => {
   for (const size of ['8', '0g', 'g', '-1g', '8t']) expect(await refusal('--memory', size), size).toMatch('such as 8g');
 });
 
+test('the device has the name that workers give it, and its old name is still known', async () => {
+  expect((await asked('--provider', 'cuda')).provider).toBe('cuda');
+  expect((await asked('--device', 'cuda')).provider).toBe('cuda');
+  expect((await asked()).provider).toBeUndefined();
+  expect(await refusal('--device', 'cpu', '--provider', 'cuda')).toMatch('cannot be used with');
+});
+
 describe('pretraining', () => {
   test('its scheme and settings are those that are given', async () => {
     expect((await asked()).pretrain).toBeUndefined();

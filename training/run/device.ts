@@ -11,37 +11,29 @@ import type { TrainOptions } from './settings.ts';
  * @throws ServingError config_invalid for settings that the device cannot have; provider_unavailable.
  */
 export async function openTrainingDevice(
-  { device: provider = 'cpu', frozen, workers = 1 }: TrainOptions,
+  { provider = 'cpu', frozen, workers = 1 }: TrainOptions,
   cleanup: Cleanup,
   progress: Progress,
 ): Promise<Device> {
   if (provider === 'cpu') return CPU;
   const log = {
     warn: ({ provider, reason }: { provider: string; reason: string }) =>
-      progress.warn(`${provider} is there and cannot be used: ${asDevice(reason)}`),
+      progress.warn(`${provider} is there and cannot be used: ${reason}`),
   };
   const config = { provider, providerLibrary: '', deviceId: 0 };
-  const { loaded: device, reason } = await loadOnDevice(config, log, (setting) => openDevice(setting)).catch(
-    (error) => {
-      const { code, message } = ServingError.from(error);
-      throw new ServingError(code, asDevice(message), { cause: error });
-    },
-  );
+  const { loaded: device, reason } = await loadOnDevice(config, log, (setting) => openDevice(setting));
   cleanup.defer(() => device.dispose());
   if (provider === 'auto') progress.succeed(`trains on ${device.name} (${reason})`);
   if (device.kind === 'cpu') return device;
   const refused = (what: string) =>
-    new ServingError('config_invalid', `--device ${provider} (${device.name}): ${what}`);
+    new ServingError('config_invalid', `--provider ${provider} (${device.name}): ${what}`);
   if (frozen !== 'fp32') {
     const why = `devices would leave the widening of each matrix to the CPU, so they train through fp32 alone`;
-    throw refused(`--frozen ${frozen}: ${why}: leave it out, or use --device cpu`);
+    throw refused(`--frozen ${frozen}: ${why}: leave it out, or use --provider cpu`);
   }
   if (workers > 1) throw refused(`--workers ${workers} would share one device: leave it out`);
   return device;
 }
-
-/** The text of an engine with the option as `llavacode train` names it. */
-const asDevice = (text: string) => text.replaceAll('--provider cpu', '--device cpu');
 
 /** Operators of whole numbers and shapes among those of our graphs: wherever they are computed, they cost nothing. */
 const BOOKKEEPING: ReadonlySet<string> = new Set([

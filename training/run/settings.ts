@@ -5,7 +5,7 @@ import { isDeepStrictEqual } from 'node:util';
 import type { AlignmentForm } from '../../services/lib/model/graph/projector-training.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { reasonOf } from '../../services/lib/process/os-errors.ts';
-import type { BASELINES, DEVICES, FROZEN_FORMATS, SCHEDULES } from '../choices.ts';
+import type { BASELINES, FROZEN_FORMATS, PROVIDERS, SCHEDULES } from '../choices.ts';
 import type { EncoderChoices } from '../data/embeddings.ts';
 import type { Pretraining } from '../pretrain/settings.ts';
 import type { LossWeights } from '../step/pass.ts';
@@ -59,7 +59,7 @@ export interface TrainOptions {
   /** Processes that make passes through the language model; 1 where not given. Each has its share of the threads. */
   readonly workers?: number | undefined;
   /** What graphs of training compute on; the CPU where not given. */
-  readonly device?: (typeof DEVICES)[number] | undefined;
+  readonly provider?: (typeof PROVIDERS)[number] | undefined;
   /** Steps between two checkpoints, and between two validations. */
   readonly every: number;
   /** Validations without a better one after which the run ends; it never does so at 0. */
@@ -90,7 +90,7 @@ const FREE = [
   'memory',
   'pretrainOnly',
   'until',
-  'device',
+  'provider',
 ] as const;
 
 /** @throws ServingError config_invalid where no loss has a weight, or where workers would share threads. */

@@ -94,12 +94,12 @@ test('a run trains on the GPU, says what the CPU computes, and refuses what a GP
   const said: string[] = [];
   const progress = silent(undefined, (text) => said.push(text));
   for (const changes of [{ frozen: 'w8a8' }, { frozen: 'fp16' }, { frozen: 'int8' }, { workers: 2 }] as const) {
-    await expect(train({ ...run, ...changes, device: 'webgpu' }, progress, never)).rejects.toMatchObject({
+    await expect(train({ ...run, ...changes, provider: 'webgpu' }, progress, never)).rejects.toMatchObject({
       code: 'config_invalid',
-      message: expect.stringContaining(`--device webgpu (${gpu.name}): --`),
+      message: expect.stringContaining(`--provider webgpu (${gpu.name}): --`),
     });
   }
-  await train({ ...run, device: 'webgpu' }, progress, never);
+  await train({ ...run, provider: 'webgpu' }, progress, never);
   expect(said).toEqual([
     expect.stringMatching(/^WebGPU on .* leaves \d+ operators to the CPU, all of them arithmetic on shapes$/),
     expect.stringMatching(/^the gradient through fp32 weights on WebGPU .* has a cosine of (1\.0000|0\.9999) to that/),
