@@ -4,7 +4,7 @@ import { count } from '../services/lib/process/count-argument.ts';
 import { DATASET_RETRIEVERS, LANGUAGES } from './choices.ts';
 import type { DatasetOptions } from './dataset/settings.ts';
 
-type Given = Omit<DatasetOptions, 'sources'> & { readonly json?: string };
+type Given = Omit<DatasetOptions, 'sources' | 'needsStars'> & { readonly json?: string };
 
 /** Licences that ask for no more than notices. */
 const PERMISSIVE = [
@@ -66,7 +66,8 @@ export function datasetCommand(): Command {
     .action(run);
 }
 
-async function run(sources: string[], { json, ...options }: Given): Promise<void> {
+async function run(sources: string[], { json, ...options }: Given, command: Command): Promise<void> {
   const { runDataset } = await import('./dataset/terminal.ts');
-  await runDataset({ ...options, sources }, json);
+  const needsStars = command.getOptionValueSource('minStars') === 'cli' && options.minStars > 0;
+  await runDataset({ ...options, sources, needsStars }, json);
 }

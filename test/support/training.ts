@@ -56,6 +56,9 @@ export async function writeRows(path: string, rows: readonly unknown[]): Promise
   return path;
 }
 
+/** Cross-entropy as the only loss. */
+export const CE_ALONE = { ce: 1, reinforce: 0, kl: 0, alignment: 0 } as const;
+
 const COMMON = {
   encoder: undefined,
   layers: 2,
@@ -122,7 +125,7 @@ export async function smallRuns(samples: number) {
   const validation = await writeRows(join(dir, 'valid.jsonl'), [10, 11].map(smallRow));
   const options = (name: string, changes: Partial<TrainOptions> = {}): TrainOptions => ({
     ...smallOptions({ data, validation: undefined, to: join(dir, name) }),
-    weights: { ce: 1, reinforce: 0, kl: 0, alignment: 0 },
+    weights: CE_ALONE,
     ...changes,
   });
   return { dir, validation, options };

@@ -1,11 +1,8 @@
 /** An ablation on the terminal: which table, its progress on stderr, and the table on stdout. */
-import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ServingError } from '../../services/lib/process/errors.ts';
-import { interruption } from '../../services/lib/process/interrupt.ts';
-import { atPath } from '../../services/lib/process/os-errors.ts';
-import { startProgress } from '../../services/lib/process/progress.ts';
 import { writeWhole } from '../run/files.ts';
+import { onTerminal } from '../run/on-terminal.ts';
 import { type AblationOptions, ablate } from './ablate.ts';
 import { encoderRows, LOSS_ROWS, pretrainingRows, type Row, readRows, type Schemes } from './rows.ts';
 import { tableOf } from './table.ts';
@@ -19,20 +16,15 @@ export async function runAblate(
   options: AblationOptions,
   json: string | undefined,
 ): Promise<void> {
-  const progress = startProgress('reading the data sets');
-  try {
-    const results = await ablate(rows, options, progress, interruption());
+  const { to } = options;
+  await onTerminal('reading the data sets', { to, json }, async (progress, signal) => {
+    const results = await ablate(rows, options, progress, signal);
     const text = tableOf(results);
-    await writeWhole(join(options.to, 'table.txt'), text);
-    progress.succeed(`${join(options.to, 'results.json')}: ${rows.length} rows`);
+    await writeWhole(join(to, 'table.txt'), text);
+    progress.succeed(`${join(to, 'results.json')}: ${rows.length} rows`);
     process.stdout.write(text);
-    if (json !== undefined) {
-      await atPath(`--json ${json}`, () => writeFile(json, `${JSON.stringify(results, null, 2)}\n`));
-    }
-  } catch (error) {
-    progress.fail();
-    throw error;
-  }
+    return results;
+  });
 }
 
 /**

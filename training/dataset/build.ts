@@ -8,8 +8,8 @@
  *
  * The same settings, repositories and seed give the same bytes, however often the run was stopped.
  */
-import { access, rm } from 'node:fs/promises';
-import { join } from 'node:path';
+import { access, realpath, rm } from 'node:fs/promises';
+import { basename, dirname, isAbsolute, join, relative, resolve, sep } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { atPath, makeFolder } from '../../services/lib/process/os-errors.ts';
@@ -29,13 +29,15 @@ import { LanguageSyntax } from './syntax.ts';
 /**
  * Makes the data set, or goes on with a run that was stopped in its folder.
  * @throws ServingError config_invalid, path_unusable (also where another process makes a data set in the folder),
- *   sample_invalid, spool_failed; the signal's reason. Up to the last shard the run's work is kept.
+ *   sample_invalid, spool_failed; the signal's reason. What was made of whole repositories is kept where the signal was
+ *   aborted, and up to the last shard after any other end.
  */
 export async function buildDataset(
   options: DatasetOptions,
   progress: Progress,
   signal: AbortSignal,
 ): Promise<Manifest> {
+  await assertOutside(options);
   await using cleanup = new Cleanup();
   const syntax = await LanguageSyntax.load(options.language);
   cleanup.defer(() => syntax.dispose());
@@ -62,6 +64,26 @@ export async function buildDataset(
   await writeWhole(join(options.to, MANIFEST), `${JSON.stringify(manifest, null, 2)}\n`);
   await shards.removeWork();
   return manifest;
+}
+
+/**
+ * @throws ServingError config_invalid for a data set in one of its own sources: what a run wrote there would be a
+ *   repository of the next one.
+ */
+async function assertOutside({ to, sources }: DatasetOptions): Promise<void> {
+  const place = await placeOf(resolve(to));
+  for (const source of sources) {
+    const way = relative(await placeOf(resolve(source)), place);
+    if (way === '..' || way.startsWith(`..${sep}`) || isAbsolute(way)) continue;
+    const message = `--to ${to} lies in the source ${source}, so that the data set would be read as a repository of it`;
+    throw new ServingError('config_invalid', `${message}: name a folder outside of it`);
+  }
+}
+
+/** The path without symbolic links, also of something that does not exist yet. */
+async function placeOf(path: string): Promise<string> {
+  const real = await realpath(path).catch(() => undefined);
+  return real ?? (dirname(path) === path ? path : join(await placeOf(dirname(path)), basename(path)));
 }
 
 /** @throws ServingError config_invalid where another data set lies there. */
@@ -94,12 +116,16 @@ async function sampleAll(
   const limits = limitsOf(options);
   const rate = new Rate(candidates.length, limits.train, shards.done, counts.splits.train.samples);
   for (let i = shards.done; i < candidates.length; i++) {
-    signal.throwIfAborted();
     const candidate = candidates[i]!;
     const { split } = candidate;
     const ofSplit = counts.splits[split];
     if (ofSplit.samples >= limits[split]) continue;
-    const sampled = (await sampler.rows(candidate, counts, signal)).slice(0, limits[split] - ofSplit.samples);
+    const before = structuredClone(counts);
+    const made = await sampler.rows(candidate, counts, signal).catch(async (error) => {
+      if (signal.aborted) await shards.keep(i, before);
+      throw error;
+    });
+    const sampled = made.slice(0, limits[split] - ofSplit.samples);
     for (const { row, bestScore } of sampled) countSample(ofSplit, row, bestScore);
     shards.add(sampled.map(({ row }) => row));
     const ends = candidates[i + 1]?.split !== split || ofSplit.samples >= limits[split];

@@ -3,6 +3,7 @@
  * Order and split depend on the seed and on names alone.
  */
 import { join } from 'node:path';
+import { ServingError } from '../../services/lib/process/errors.ts';
 import type { Split } from '../data/manifest.ts';
 import { type About, readAbout, readExcluded } from './about.ts';
 import { hash52 } from './random.ts';
@@ -52,6 +53,7 @@ export async function findCandidates(
   const { repositories, parquet } = await findSources(options.sources, limits);
   const told = (done: number) => onFile(done, parquet.length);
   const stack = await readStackNames(parquet, covers, told, signal);
+  assertStarsKnown(options, [...known.values(), ...stack.map(({ about }) => about)]);
   const leftOut: Candidates['leftOut'] = {};
   const named = new Map<string, Named>();
   const all: Named[] = [
@@ -89,6 +91,14 @@ export async function findCandidates(
       }));
     },
   };
+}
+
+/** @throws ServingError config_invalid where a limit of stars was asked for, and would let all repositories in. */
+function assertStarsKnown({ needsStars, minStars }: DatasetOptions, known: readonly About[]): void {
+  if (!needsStars || known.some(({ stars }) => stars !== undefined)) return;
+  const why = `--min-stars ${minStars} would have no effect: of no repository the stars are known`;
+  const remedy = 'give --about with a CSV that has the columns repository and stars, or leave it out';
+  throw new ServingError('config_invalid', `${why}: ${remedy}`);
 }
 
 /** Why a repository is left out by what is known of it before it is opened. */

@@ -57,13 +57,13 @@ export class Sampler {
    * @throws ServingError spool_failed, sample_invalid; the signal's reason.
    */
   async rows(candidate: Candidate, counts: Counts, signal: AbortSignal): Promise<Sampled[]> {
+    signal.throwIfAborted();
     const { name } = candidate.repository;
     const files = await this.#read(candidate, counts, signal);
     if (!Array.isArray(files)) {
       countOne(counts.leftOut.repositories, files);
       return [];
     }
-    this.#seen.add(candidate.split, files);
     const ofSplit = counts.splits[candidate.split];
     ofSplit.repositories++;
     ofSplit.files += files.length;
@@ -84,6 +84,7 @@ export class Sampler {
         rows.push({ order, row, bestScore: found[0]!.score });
       }
     }
+    this.#seen.add(candidate.split, files); // at the end: a repository that was interrupted has not been seen
     return rows.sort((a, b) => a.order - b.order);
   }
 

@@ -19,6 +19,8 @@ export interface DatasetOptions {
   /** The licences that are allowed; all where not given. */
   readonly licences: readonly string[] | undefined;
   readonly minStars: number;
+  /** Whether somebody asked for so many stars: then the stars of one repository at least must be known. */
+  readonly needsStars?: boolean;
   readonly minFiles: number;
   /** Files with fewer imports give chunks, and no holes. */
   readonly minImports: number;
@@ -37,8 +39,8 @@ export interface DatasetOptions {
   readonly shardSamples: number;
 }
 
-/** Where things lie. Their content is in the digest of the repositories. */
-const FREE = ['sources', 'to', 'about', 'exclude'] as const;
+/** Where things lie, whose content is in the digest of the repositories; and what refuses to begin. */
+const FREE = ['sources', 'to', 'about', 'exclude', 'needsStars'] as const;
 
 export function recipeOf(options: DatasetOptions): Record<string, unknown> {
   const decide = Object.entries(options).filter(([name]) => !(FREE as readonly string[]).includes(name));

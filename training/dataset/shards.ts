@@ -1,6 +1,8 @@
 /**
  * The shards of a data set while it is made, and where a run that was stopped goes on: after the last shard, which ends
- * with a repository. `work/state.json` is replaced when a shard and the files that were seen up to it are on disk.
+ * with a repository, or after the last repository where the run had time to keep the samples that waited for their
+ * shard. `work/state.json` is replaced when a shard, or these samples, and the files that were seen up to it are on
+ * disk.
  */
 import { createHash } from 'node:crypto';
 import { readFile, rm } from 'node:fs/promises';
@@ -22,6 +24,8 @@ interface State {
   readonly done: number;
   /** Checkpoints so far. */
   readonly checkpoints: number;
+  /** Whether samples wait for their shard in {@link waitingFile}, since the run was asked to stop. */
+  readonly waits?: boolean;
   readonly counts: Counts;
   readonly shards: Readonly<Record<Split, readonly Shard[]>>;
 }
@@ -53,7 +57,9 @@ export class Shards {
     }
     for (let number = 0; number < (kept?.checkpoints ?? 0); number++) await seen.restore(work, number);
     const none = { recipe, done: 0, checkpoints: 0, counts: noCounts(), shards: { train: [], valid: [] } };
-    return new Shards(dir, seen, kept ?? none);
+    const shards = new Shards(dir, seen, kept ?? none);
+    if (kept?.waits) shards.#lines = await readLines(join(work, waitingFile(kept.checkpoints)));
+    return shards;
   }
 
   /** Repositories that are done and on disk. */
@@ -95,10 +101,24 @@ export class Shards {
       next[split] = [...shards[split], { file, samples: this.#lines.length, bytes: bytes.length, sha256 }];
       this.#lines = [];
     }
+    await this.#write({ ...this.#state, done, counts, shards: next, waits: false });
+    await rm(join(workFolder(this.#dir), waitingFile(checkpoints)), { force: true });
+  }
+
+  /**
+   * Brings everything so far to disk without ending a shard, so that shards do not depend on when a run was stopped.
+   * @param done repositories that are done @throws ServingError path_unusable
+   */
+  async keep(done: number, counts: Counts): Promise<void> {
+    const file = waitingFile(this.#state.checkpoints + 1); // that of the state before stays until the new one is there
+    await writeWhole(join(workFolder(this.#dir), file), this.#lines.join(''));
+    await this.#write({ ...this.#state, done, counts, waits: true });
+  }
+
+  async #write(state: State): Promise<void> {
     const work = workFolder(this.#dir);
-    await this.#seen.save(work, checkpoints);
-    const checked = structuredClone(counts);
-    this.#state = { ...this.#state, done, checkpoints: checkpoints + 1, counts: checked, shards: next };
+    await this.#seen.save(work, state.checkpoints);
+    this.#state = { ...state, checkpoints: state.checkpoints + 1, counts: structuredClone(state.counts) };
     await writeWhole(join(work, 'state.json'), JSON.stringify(this.#state));
   }
 
@@ -119,6 +139,15 @@ export class Shards {
 
 /** What a run keeps until it has ended. */
 export const workFolder = (dir: string) => join(dir, 'work');
+
+/** The file of the samples that wait, by the number of checkpoints with it: kill -9 never mixes it with another state. */
+const waitingFile = (checkpoints: number) => `waiting-${checkpoints}.jsonl`;
+
+/** @throws ServingError path_unusable */
+async function readLines(path: string): Promise<string[]> {
+  const text = await atPath(path, () => readFile(path, 'utf8'));
+  return text.split(/(?<=\n)/).filter((line) => line !== '');
+}
 
 async function readState(path: string): Promise<State | undefined> {
   const text = await readFile(path, 'utf8').catch((error: NodeJS.ErrnoException) => {

@@ -9,7 +9,7 @@ import { join } from 'node:path';
 import { z } from 'zod';
 import { Checkpoint, expectTensor } from '../../services/lib/model/checkpoint/checkpoint.ts';
 import { type WrittenTensor, writeSafetensors } from '../../services/lib/model/checkpoint/safetensors-writer.ts';
-import { ServingError } from '../../services/lib/process/errors.ts';
+import { ServingError, withRemedy } from '../../services/lib/process/errors.ts';
 import { atPath, makeFolder, reasonOf } from '../../services/lib/process/os-errors.ts';
 import type { AdamState } from '../step/optimizer.ts';
 import type { Tensors } from '../step/tensors.ts';
@@ -24,6 +24,8 @@ export interface RunState {
   /** Its number of steps is that of the run. */
   readonly adam: AdamState;
   readonly standing: Standing;
+  /** Whether the run was stopped before the validation after its last step, which is still to be made. */
+  readonly due?: boolean | undefined;
   /** Digest of the settings of its run; see freezeSettings. */
   readonly identity?: string | undefined;
 }
@@ -36,9 +38,10 @@ const stateSchema = z.object({
   steps: wholeNumber,
   best: z.object({ step: wholeNumber, validation: validationSchema }).optional(),
   stale: wholeNumber,
+  due: z.boolean().optional(),
   identity: z.string().optional(),
 });
-const GO_BACK = 'remove its folder to go on from the checkpoint before it';
+const GO_BACK = 'Remove its folder to go on from the checkpoint before it.';
 const NAME = /^step-(\d{6,})$/;
 /**
  * Older checkpoints are removed when a newer one has been written. The one before the newest is kept, in case that is
@@ -55,7 +58,7 @@ export const writable = (parameters: Tensors, shapes: Shapes) => new Map(shaped(
 /** @throws ServingError path_unusable */
 export async function saveCheckpoint(dir: string, state: RunState, shapes: Shapes): Promise<void> {
   await makeFolder(dir);
-  const { parameters, adam, standing, identity } = state;
+  const { parameters, adam, standing, due, identity } = state;
   const name = nameOf(adam.steps);
   const work = join(dir, `.${name}.${randomUUID()}`);
   await atPath(join(dir, name), async () => {
@@ -64,9 +67,8 @@ export async function saveCheckpoint(dir: string, state: RunState, shapes: Shape
       await writeSafetensors(join(work, PROJECTOR), writable(parameters, shapes));
       const means = [...shaped('mean.', adam.means, shapes), ...shaped('square.', adam.squares, shapes)];
       await writeSafetensors(join(work, OPTIMIZER), new Map(means));
-      await writeFile(join(work, STATE), `${JSON.stringify({ steps: adam.steps, ...standing, identity })}\n`, {
-        flush: true,
-      });
+      const said = { steps: adam.steps, ...standing, due: due || undefined, identity };
+      await writeFile(join(work, STATE), `${JSON.stringify(said)}\n`, { flush: true });
       await rm(join(dir, name), { recursive: true, force: true }); // of a run whose log was lost
       await rename(work, join(dir, name));
     } finally {
@@ -114,22 +116,17 @@ export async function latestCheckpoint(dir: string, shapes: Shapes, identity?: s
   const newest = (await checkpointNames(dir)).at(-1);
   if (newest === undefined) return undefined;
   const folder = join(dir, newest);
-  const { steps, best, stale, identity: found } = await readState(folder);
+  const { steps, best, stale, due, identity: found } = await readState(folder);
   if (identity !== undefined && found !== undefined && found !== identity) {
-    const remedy = 'put it back where it was, or remove it';
-    const what = `${folder} is a checkpoint of another run: its settings or data are not those of run.json; ${remedy}`;
-    throw new ServingError('checkpoint_invalid', what);
+    const what = `${folder} is a checkpoint of another run: its settings or data are not those of run.json`;
+    throw new ServingError('checkpoint_invalid', what, { remedy: 'Put it back where it was, or remove it.' });
   }
-  try {
+  return await withRemedy('checkpoint_invalid', GO_BACK, async () => {
     await using optimizer = await Checkpoint.open(join(folder, OPTIMIZER));
     const [means, squares] = [await read(optimizer, 'mean.', shapes), await read(optimizer, 'square.', shapes)];
     const adam = { steps, means, squares };
-    return { parameters: await checkpointParameters(dir, steps, shapes), adam, standing: { best, stale } };
-  } catch (error) {
-    const cause = ServingError.from(error);
-    if (cause.code !== 'checkpoint_invalid') throw error;
-    throw new ServingError(cause.code, `${cause.message}: ${GO_BACK}`, { cause });
-  }
+    return { parameters: await checkpointParameters(dir, steps, shapes), adam, standing: { best, stale }, due };
+  });
 }
 
 /** The projector of the checkpoint after so many steps. @throws ServingError checkpoint_invalid */
@@ -149,7 +146,6 @@ async function readState(folder: string): Promise<z.infer<typeof stateSchema>> {
   try {
     return stateSchema.parse(JSON.parse(await readFile(path, 'utf8')));
   } catch (cause) {
-    const why = `${path}: ${reasonOf(cause)}: ${GO_BACK}`;
-    throw new ServingError('checkpoint_invalid', why, { cause });
+    throw new ServingError('checkpoint_invalid', `${path}: ${reasonOf(cause)}`, { cause, remedy: GO_BACK });
   }
 }

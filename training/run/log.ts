@@ -21,9 +21,10 @@ export class RunLog {
   /**
    * Opens the log of a run that goes on after a number of steps: lines of later steps are removed, since these steps
    * are computed again. At 0 steps nothing is kept: the validation before the first step is made again as well.
+   * @param due whether the validation after the last step is to be made again, too
    * @throws ServingError path_unusable
    */
-  static async open(path: string, steps: number): Promise<RunLog> {
+  static async open(path: string, steps: number, due = false): Promise<RunLog> {
     const records = await atPath(path, async () => {
       const text = await readFile(path, 'utf8').catch((error: NodeJS.ErrnoException) => {
         if (error.code === 'ENOENT') return '';
@@ -32,7 +33,8 @@ export class RunLog {
       const kept = text
         .split('\n')
         .flatMap((line) => figuresOf(line) ?? [])
-        .filter(({ step }) => steps > 0 && step <= steps);
+        .filter(({ step }) => steps > 0 && step <= steps)
+        .filter((figures) => !(due && figures.step === steps && 'validCe' in figures));
       await writeWhole(path, kept.map((figures) => `${JSON.stringify(figures)}\n`).join(''));
       return kept;
     });

@@ -94,6 +94,7 @@ export async function pretrain(
       shapes,
       parameters,
       standing: NO_STANDING,
+      due: checkpoint?.due,
       encoderSettings: embeddings.settings,
       validate: undefined,
       progress: told,

@@ -47,6 +47,8 @@ interface RunParts<S> {
   readonly trainer: Stepper<S>;
   /** That of the checkpoint that the run goes on from. */
   readonly standing: Standing;
+  /** Whether the validation after that checkpoint's last step is still to be made. */
+  readonly due?: boolean | undefined;
   readonly encoderSettings: Embeddings['settings'];
   /** The samples of a step, counted from 0. */
   readonly batch: (step: number) => Promise<readonly S[]>;
@@ -85,29 +87,19 @@ export class Run<S> {
     return patience > 0 && this.#standing.stale >= patience;
   }
 
-  /** @throws ServingError sample_invalid, training_diverged, path_unusable, runtime_failed; the signal's reason. */
+  /**
+   * Makes the steps that are left. Where the signal is aborted, a checkpoint of the steps so far is saved before this
+   * throws.
+   * @throws ServingError sample_invalid, training_diverged, path_unusable, runtime_failed; the signal's reason.
+   */
   async all(signal: AbortSignal): Promise<TrainReport> {
-    const { options, trainer, batch } = this.#parts;
-    const { to, steps, every, until = steps } = options;
+    const { to, steps, until = steps } = this.#parts.options;
     const end = Math.min(until, steps);
-    const log = await RunLog.open(join(to, 'log.jsonl'), this.#steps);
-    if (this.#steps === 0) {
-      await this.#validated(log);
-      await this.#report(log);
-    } else await this.#publish(); // a process that was killed may have saved a checkpoint and not its projector
-    while (this.#steps < end && !this.#stale) {
-      const step = this.#steps;
-      const samples = await batch(step);
-      const started = performance.now();
-      const figures = await trainer.step(samples, this.#rate(step), signal).catch((error) => this.#fail(error));
-      this.#pace.add(performance.now() - started, figures.tokens);
-      await log.write({ step: step + 1, rate: this.#rate(step), ...figures });
-      this.#tell(figures);
-      if ((step + 1) % every === 0 || step + 1 === end) {
-        await this.#validated(log);
-        await this.#save();
-        await this.#report(log);
-      }
+    try {
+      await this.#go(end, signal);
+    } catch (error) {
+      if (signal.aborted) await this.#keep(end);
+      throw error;
     }
     const { best } = this.#standing;
     return {
@@ -117,6 +109,45 @@ export class Run<S> {
       bestStep: best?.step ?? this.#steps,
       validation: best?.validation,
     };
+  }
+
+  async #go(end: number, signal: AbortSignal): Promise<void> {
+    const { options, trainer, batch, due = false } = this.#parts;
+    const log = await RunLog.open(join(options.to, 'log.jsonl'), this.#steps, due);
+    if (this.#steps === 0) {
+      await this.#validated(log);
+      await this.#report(log);
+    } else if (due) await this.#complete(log);
+    else await this.#publish(); // a process that was killed may have saved a checkpoint and not its projector
+    while (this.#steps < end && !this.#stale) {
+      const step = this.#steps;
+      const samples = await batch(step);
+      const started = performance.now();
+      const figures = await trainer.step(samples, this.#rate(step), signal).catch((error) => this.#fail(error));
+      this.#pace.add(performance.now() - started, figures.tokens);
+      await log.write({ step: step + 1, rate: this.#rate(step), ...figures });
+      this.#tell(figures);
+      if (this.#isStop(end)) await this.#complete(log);
+    }
+  }
+
+  /** Whether the run validates and saves after the steps that it has made. */
+  #isStop(end: number): boolean {
+    return this.#steps % this.#parts.options.every === 0 || this.#steps === end;
+  }
+
+  async #complete(log: RunLog): Promise<void> {
+    await this.#validated(log);
+    await this.#save();
+    await this.#report(log);
+  }
+
+  /** Saves the steps that no checkpoint has yet, of a run that was asked to stop. */
+  async #keep(end: number): Promise<void> {
+    const { options, progress } = this.#parts;
+    if (this.#steps === this.#saved) return;
+    await this.#save(this.#isStop(end));
+    progress.warn(`stopped after step ${this.#steps} of ${options.steps}, which has a checkpoint`);
   }
 
   #rate(step: number): number {
@@ -173,7 +204,8 @@ export class Run<S> {
     if (step > 0) this.#standing = judged(this.#standing, step, validation);
   }
 
-  async #save(): Promise<void> {
+  /** @param due whether the validation after the last step is still to be made */
+  async #save(due = false): Promise<void> {
     const { trainer, parameters, shapes, identity } = this.#parts;
     for (const [name, values] of parameters) {
       const at = values.findIndex((value) => !Number.isFinite(value));
@@ -181,7 +213,7 @@ export class Run<S> {
       const what = `after step ${this.#steps} the projector's tensor ${name} holds ${values[at]}`;
       this.#fail(new ServingError('training_diverged', what));
     }
-    const state = { parameters, adam: trainer.optimizerState, standing: this.#standing, identity };
+    const state = { parameters, adam: trainer.optimizerState, standing: this.#standing, due, identity };
     await saveCheckpoint(this.#checkpoints, state, shapes);
     this.#saved = this.#steps;
     await this.#publish();

@@ -1,8 +1,5 @@
-/** A run on the terminal: its progress, its end, and what Ctrl-C does. */
-import { writeFile } from 'node:fs/promises';
-import { interruption } from '../../services/lib/process/interrupt.ts';
-import { atPath } from '../../services/lib/process/os-errors.ts';
-import { startProgress } from '../../services/lib/process/progress.ts';
+/** A run on the terminal. */
+import { onTerminal } from './on-terminal.ts';
 import { scoreWords } from './run.ts';
 import type { TrainOptions } from './settings.ts';
 import { train } from './train.ts';
@@ -14,9 +11,8 @@ import { collapseAlarm } from './validation.ts';
  * @throws as {@link train}.
  */
 export async function runTrain(options: TrainOptions, json: string | undefined): Promise<void> {
-  const progress = startProgress('reading the data set');
-  try {
-    const report = await train(options, progress, interruption());
+  await onTerminal('reading the data set', { to: options.to, json }, async (progress, signal) => {
+    const report = await train(options, progress, signal);
     const { steps, stoppedEarly, bestStep, validation, projector } = report;
     const ended = stoppedEarly ? `; no better one in ${options.patience} validations, so the run ended` : '';
     const figures = validation ? `, ${scoreWords(validation)}, mean cosine ${validation.meanCosine.toFixed(3)}` : '';
@@ -25,10 +21,6 @@ export async function runTrain(options: TrainOptions, json: string | undefined):
     );
     const alarm = validation && collapseAlarm(validation);
     if (alarm) progress.warn(alarm);
-    if (json !== undefined)
-      await atPath(`--json ${json}`, () => writeFile(json, `${JSON.stringify(report, null, 2)}\n`));
-  } catch (error) {
-    progress.fail();
-    throw error;
-  }
+    return report;
+  });
 }

@@ -54,8 +54,8 @@ import { validate } from './validation.ts';
 /**
  * Trains, or goes on with the run that lies in the folder.
  * @throws ServingError config_invalid, checkpoint_invalid, sample_invalid, training_diverged, path_unusable (also where
- *   another process works on the run), runtime_failed; the signal's reason. Up to the last checkpoint the run's work is
- *   kept.
+ *   another process works on the run), runtime_failed; the signal's reason. Where the signal is aborted, a checkpoint of
+ *   all steps so far is saved before; after any other end the last one is there.
  */
 export async function train(asked: TrainOptions, progress: Progress, signal: AbortSignal): Promise<TrainReport> {
   await using cleanup = new Cleanup();
@@ -114,6 +114,7 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
     parameters,
     trainer: new Trainer(projector, model, companions, options, state?.adam),
     standing: state?.standing ?? NO_STANDING,
+    due: state?.due,
     encoderSettings: embeddings.settings,
     batch: async (step) => {
       await encoding.until(step, signal);
@@ -239,7 +240,7 @@ async function compareGradients(
   const found = `the gradient through ${frozen} weights${where} ${has}`;
   if (cosine >= LEAST_COSINE) progress.succeed(found);
   else if (kind === 'cpu') progress.warn(`${found}: --frozen fp32 would train better`);
-  else throw new ServingError('provider_unavailable', `${found}: use --device cpu`);
+  else throw new ServingError('provider_unavailable', `${found}: use --provider cpu`);
   progress.start('training');
 }
 

@@ -22,6 +22,6 @@ process.on('message', (task: WorkerTask) => {
     (error: unknown) => process.send?.({ failed: ServingError.from(error).message } satisfies WorkerAnswer),
   );
 });
-// Ctrl-C reaches the whole group of processes. The parent decides what becomes of its workers.
-process.on('SIGINT', () => {});
+// Ctrl-C reaches the whole group of processes, and so may SIGTERM. The parent decides what becomes of its workers.
+for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => {});
 process.on('disconnect', () => process.exit(0));

@@ -1,7 +1,7 @@
 /** Data sets from folders, archives and parquet files. The test that kills a process runs the built files. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { access, cp, mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
+import { access, cp, mkdir, readdir, readFile, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { gunzipSync } from 'node:zlib';
 import { parquetWriteBuffer } from 'hyparquet-writer';
@@ -258,6 +258,32 @@ describe('sources', () => {
     }
   });
 
+  test('a data set in one of its own sources is refused, also behind a link, and one beside it is made', {
+    timeout: TIMEOUT_MS,
+  }, async () => {
+    const link = join(dir, 'link');
+    await symlink(repositories, link);
+    for (const to of [repositories, join(repositories, 'made'), join(repositories, 'amber', 'a', 'b'), link]) {
+      await expect(buildDataset({ ...options(''), to }, progress, never), to).rejects.toMatchObject({
+        code: 'config_invalid',
+        message: expect.stringMatching(/^--to .* lies in the source .*: name a folder outside of it$/),
+      });
+    }
+    expect((await readdir(repositories)).sort()).toEqual(NAMES);
+    await build('repositories-beside', { samples: 5 }); // the source's name is only the beginning of its name
+  });
+
+  test('a limit of stars that somebody asked for is refused where no stars are known', {
+    timeout: TIMEOUT_MS,
+  }, async () => {
+    await expect(build('starless', { needsStars: true })).rejects.toMatchObject({
+      code: 'config_invalid',
+      message: expect.stringMatching(/^--min-stars 50 would have no effect: .*: give --about with a CSV/),
+    });
+    const known = await about('one-known', ['amber,51,MIT']);
+    await build('starred', { needsStars: true, about: known, samples: 5 });
+  });
+
   test('sources that are missing, empty or not what they seem are refused by name', async () => {
     const file = (name: string) => join(dir, name);
     await mkdir(file('nothing'));
@@ -343,6 +369,27 @@ describe('a run that is killed', () => {
       expect(await bytesOf(`killed-${done}`)).toEqual(await bytesOf('whole'));
     },
   );
+
+  test('that was stopped keeps its whole repositories, and goes on to the same bytes', {
+    timeout: TIMEOUT_MS,
+  }, async () => {
+    await build('whole', { sources: [leaking] });
+    const given = options('interrupted', { sources: [leaking] });
+    for (const done of [1, 3, 4, 6]) {
+      const stop = new AbortController();
+      const seen: string[] = [];
+      const update = (text: string) => {
+        seen.push(text);
+        if (text.startsWith(`${done} of 8`)) stop.abort(new Error('stopped by the test'));
+      };
+      await expect(buildDataset(given, { ...progress, update }, stop.signal)).rejects.toThrow('stopped by the test');
+      const first = seen.find((text) => text.includes('repositories'))!;
+      // It goes on with the repository after the last one that was done, whatever shard that is in.
+      expect(first.startsWith(`${{ 1: 1, 3: 2, 4: 4, 6: 5 }[done]} of 8`), first).toBe(true);
+    }
+    await buildDataset(given, progress, never);
+    expect(await bytesOf('interrupted')).toEqual(await bytesOf('whole'));
+  });
 
   test('with other settings it does not go on', { timeout: TIMEOUT_MS }, async () => {
     const stop = new AbortController();
