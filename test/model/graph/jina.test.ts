@@ -6,77 +6,14 @@ import { describe, expect, test } from 'vitest';
 import type { TensorSource } from '../../../services/lib/model/checkpoint/checkpoint.ts';
 import { type JinaSpec, maxInputTokens, parseSpec } from '../../../services/lib/model/checkpoint/spec.ts';
 import { buildEncoder } from '../../../services/lib/model/graph/encoder.ts';
+import { JINA_CONFIG, type JinaForm, jinaTensors } from '../../support/jina.ts';
 import { ids64, largestDifference, loadGraph, temporaryFolder } from '../../support/models.ts';
+import type { NamedTensors } from '../../support/tensors.ts';
 
-// The config published for jina-embeddings-v2-base-code, with smaller sizes.
-const CONFIG = {
-  _name_or_path: 'jinaai/jina-bert-v2-qk-post-norm',
-  model_type: 'bert',
-  hidden_act: 'gelu',
-  hidden_size: 48,
-  intermediate_size: 40,
-  num_attention_heads: 6,
-  num_hidden_layers: 2,
-  vocab_size: 50,
-  max_position_embeddings: 64,
-  type_vocab_size: 2,
-  layer_norm_eps: 1e-12,
-  position_embedding_type: 'alibi',
-  feed_forward_type: 'geglu',
-  emb_pooler: 'mean',
-  pad_token_id: 0,
-};
-const SPEC = parseSpec('config.json', CONFIG) as JinaSpec;
+const SPEC = parseSpec('config.json', JINA_CONFIG) as JinaSpec;
+const checkpoint = (form: JinaForm, prefix: string) => jinaTensors(SPEC, form, prefix);
 
-type Form = 'code' | 'en';
-type Tensors = Map<string, { readonly shape: readonly number[]; readonly data: Float32Array }>;
-
-/** Random weights under the published names. */
-function checkpoint(form: Form, prefix: string): Tensors {
-  const { hidden, intermediate, vocab, tokenTypes, layers } = SPEC;
-  const tensors: Tensors = new Map();
-  let state = form === 'code' ? 7 : 11;
-  const put = (name: string, shape: readonly number[], offset = 0) => {
-    const size = shape.reduce((product, dim) => product * dim, 1);
-    const data = Float32Array.from({ length: size }, () => {
-      state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
-      return offset + (state / 2 ** 32 - 0.5) * 0.6;
-    });
-    tensors.set(prefix + name, { shape, data });
-  };
-  const linear = (name: string, rows: number, columns: number) => {
-    put(`${name}.weight`, [rows, columns]);
-    put(`${name}.bias`, [rows]);
-  };
-  const norm = (name: string) => {
-    put(`${name}.weight`, [hidden], 1);
-    put(`${name}.bias`, [hidden]);
-  };
-  put('embeddings.word_embeddings.weight', [vocab, hidden]);
-  put('embeddings.token_type_embeddings.weight', [tokenTypes, hidden]);
-  norm('embeddings.LayerNorm');
-  for (let i = 0; i < layers; i++) {
-    const layer = `encoder.layer.${i}`;
-    for (const part of ['query', 'key', 'value']) linear(`${layer}.attention.self.${part}`, hidden, hidden);
-    linear(`${layer}.attention.output.dense`, hidden, hidden);
-    norm(`${layer}.attention.output.LayerNorm`);
-    if (form === 'code') {
-      norm(`${layer}.attention.self.layer_norm_q`);
-      norm(`${layer}.attention.self.layer_norm_k`);
-      norm(`${layer}.layer_norm_1`);
-      norm(`${layer}.layer_norm_2`);
-      put(`${layer}.mlp.up_gated_layer.weight`, [2 * intermediate, hidden]);
-      linear(`${layer}.mlp.down_layer`, hidden, intermediate);
-    } else {
-      put(`${layer}.mlp.gated_layers.weight`, [2 * intermediate, hidden]);
-      linear(`${layer}.mlp.wo`, hidden, intermediate);
-      norm(`${layer}.mlp.layernorm`);
-    }
-  }
-  return tensors;
-}
-
-const sourceOf = (tensors: Tensors): TensorSource => ({
+const sourceOf = (tensors: NamedTensors): TensorSource => ({
   origin: 'in-memory',
   shapeOf: (name) => tensors.get(name)?.shape,
   read: async (name) => tensors.get(name)!.data,
@@ -95,7 +32,7 @@ function erf(x: number): number {
 const gelu = (x: number) => 0.5 * x * (1 + erf(x / Math.SQRT2));
 
 /** The mean of the hidden states of one sequence, as the published code computes them, in 64-bit floats. */
-function forward(form: Form, tensors: Tensors, prefix: string, ids: readonly number[]): number[] {
+function forward(form: JinaForm, tensors: NamedTensors, prefix: string, ids: readonly number[]): number[] {
   const { hidden, intermediate, heads, layers, normEps } = SPEC;
   const get = (name: string) => tensors.get(prefix + name)!.data;
   const norm = (name: string, x: number[]) => {
@@ -217,7 +154,7 @@ test.each([
   ['another activation', { hidden_act: 'relu' }, 'hidden_act'],
   ['heads that do not fit', { num_attention_heads: 5 }, '5 heads'],
 ])('%s is refused', (_, change, message) => {
-  expect(() => parseSpec('config.json', { ...CONFIG, ...change })).toThrow(
+  expect(() => parseSpec('config.json', { ...JINA_CONFIG, ...change })).toThrow(
     expect.objectContaining({ code: 'checkpoint_invalid', message: expect.stringContaining(message) }),
   );
 });

@@ -16,6 +16,7 @@ import { tableOf } from '../../../training/ablate/table.ts';
 import { lockRun } from '../../../training/run/lock.ts';
 import { GOLDENS, temporaryFolder } from '../../support/models.ts';
 import {
+  CE_ALONE,
   never,
   silent,
   smallOptions,
@@ -164,7 +165,7 @@ test('a row that cannot be computed is refused before any other row is', async (
 test('pretraining has the usual training with and without a stage before it, beside what the paper says', {
   timeout: TIMEOUT_MS,
 }, async () => {
-  const run = options('pretraining', { weights: { ce: 1, reinforce: 0, kl: 0, alignment: 0 }, steps: 1 });
+  const run = options('pretraining', { weights: CE_ALONE, steps: 1 });
   const results = await ablate(pretrainingRows(SCHEMES), run, silent(), never);
   expect(results.rows.map(({ id }) => id)).toEqual(['none', 'single-stage', 'reconstruct', 'memory']);
   expect(new Set(results.rows.map(({ ce }) => ce.mean)).size).toBe(4);

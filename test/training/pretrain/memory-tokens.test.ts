@@ -6,6 +6,7 @@ import { fitMemoryToken, MemoryTokens } from '../../../training/pretrain/memory-
 import { ModelPass, type PassResult } from '../../../training/step/pass.ts';
 import type { Sample } from '../../../training/step/rows.ts';
 import { temporaryFolder } from '../../support/models.ts';
+import { CE_ALONE } from '../../support/training.ts';
 import { openTrainingGoldens } from '../../support/training-goldens.ts';
 
 const folder = await temporaryFolder();
@@ -14,7 +15,7 @@ afterAll(() => goldens.close());
 const { spec, weights } = goldens;
 const { hidden } = spec;
 const place = { folder, threads: 1, spec, weights, layers: 'fp32', maxPositions: 64 } as const;
-const model = await ModelPass.load(place, { ce: 1, reinforce: 0, kl: 0, alignment: 0 });
+const model = await ModelPass.load(place, CE_ALONE);
 afterAll(() => model.dispose());
 const sample = (i: number): Sample => ({
   name: `chunk ${i}`,

@@ -2,8 +2,7 @@
 import { cp, mkdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect, test, vi } from 'vitest';
-import { SafetensorsFile } from '../../../services/lib/model/checkpoint/safetensors.ts';
-import { writeSafetensors } from '../../../services/lib/model/checkpoint/safetensors-writer.ts';
+import { changedModel } from '../../support/tensors.ts';
 import { resultsOf, smallRow, smallRuns, TRAINING_TIMEOUT_MS, trained, writeRows } from '../../support/training.ts';
 
 vi.setConfig({ testTimeout: TRAINING_TIMEOUT_MS });
@@ -11,18 +10,11 @@ const { dir, validation, options } = await smallRuns(3);
 
 /** A copy of the model in which one tensor has a number that is not finite. */
 async function damaged(name: string, tensor: RegExp): Promise<string> {
-  const to = join(dir, name);
-  await cp(options('').llm, to, { recursive: true });
-  const path = join(to, 'model.safetensors');
-  const file = await SafetensorsFile.open(path);
-  const tensors = new Map<string, { shape: readonly number[]; data: Float32Array }>();
-  for (const [key, { shape }] of file.tensors) tensors.set(key, { shape, data: (await file.read(key)).slice() });
-  await file.close();
-  const [found] = [...tensors].filter(([key]) => tensor.test(key));
-  found![1].data[3] = Number.NaN;
-  await rm(path);
-  await writeSafetensors(path, tensors);
-  return to;
+  let isDone = false;
+  return changedModel(options('').llm, join(dir, name), (key, values) => {
+    if (!isDone && tensor.test(key)) values[3] = Number.NaN;
+    isDone ||= tensor.test(key);
+  });
 }
 
 test('weights that are not finite are named with their file, of the language model and of the encoder', async () => {
@@ -30,6 +22,7 @@ test('weights that are not finite are named with their file, of the language mod
   const refused = {
     code: 'checkpoint_invalid',
     message: expect.stringMatching(/broken.*layers\.1\.mlp\.down_proj\.weight holds NaN at index 3/),
+    remedy: 'Download this checkpoint again.',
   };
   await expect(trained(options('of-llm', { llm }))).rejects.toMatchObject(refused);
   await expect(trained(options('of-encoder', { encoder: llm }))).rejects.toMatchObject(refused);
@@ -37,22 +30,14 @@ test('weights that are not finite are named with their file, of the language mod
 
 test('an embedding that is not finite is refused with its chunk, and none is kept', async () => {
   // Each weight is finite; their products are not.
-  const encoder = join(dir, 'overflows');
-  await cp(options('').llm, encoder, { recursive: true });
-  const path = join(encoder, 'model.safetensors');
-  const file = await SafetensorsFile.open(path);
-  const tensors = new Map<string, { shape: readonly number[]; data: Float32Array }>();
-  for (const [key, { shape }] of file.tensors) {
-    const values = (await file.read(key)).slice();
-    tensors.set(key, { shape, data: /norm/.test(key) ? values.fill(3e38) : values });
-  }
-  await file.close();
-  await rm(path);
-  await writeSafetensors(path, tensors);
+  const encoder = await changedModel(options('').llm, join(dir, 'overflows'), (key, values) => {
+    if (/norm/.test(key)) values.fill(3e38);
+  });
   const embeddings = join(dir, 'kept');
   await expect(trained(options('overflow', { encoder, embeddings }))).rejects.toMatchObject({
     code: 'checkpoint_invalid',
     message: expect.stringMatching(/embedding of a chunk of [bc]\.py \("[bc]\d? = \d"\) is (NaN|-?Infinity)/),
+    remedy: expect.stringMatching(/^Download the encoder again, name another one/),
   });
 });
 
@@ -81,9 +66,9 @@ test('losses that all have the weight 0, and workers without a thread of their o
 });
 
 test('a GPU that cannot be used is refused with the option that this command has', async () => {
-  await expect(trained(options('no-gpu', { device: 'cuda' }))).rejects.toMatchObject({
+  await expect(trained(options('no-gpu', { provider: 'cuda' }))).rejects.toMatchObject({
     code: 'provider_unavailable',
-    message: expect.stringMatching(/or use --device cpu$/),
+    message: expect.stringMatching(/or use --provider cpu$/),
   });
 });
 
@@ -121,6 +106,7 @@ test('a checkpoint of another run is refused by name, and the run goes on withou
   await expect(trained(mine)).rejects.toMatchObject({
     code: 'checkpoint_invalid',
     message: expect.stringContaining(`${foreign} is a checkpoint of another run`),
+    remedy: 'Put it back where it was, or remove it.',
   });
   await rm(foreign, { recursive: true });
   await trained(mine);

@@ -3,17 +3,22 @@ import { cp, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import { exportBundle } from '../../../services/lib/model/bundle/export-bundle.ts';
+import { writeJina } from '../../support/jina.ts';
 import { GOLDENS } from '../../support/models.ts';
 import { smallRuns, TRAINING_TIMEOUT_MS, trained } from '../../support/training.ts';
 
 const { dir, options } = await smallRuns(2);
 const LLM = join(GOLDENS, 'qwen2-tied');
 
-/** A golden encoder with a tokenizer of bytes, which has UniXcoder's marks as well; the goldens of two lack one. */
-async function encoderFolder(golden: string): Promise<string> {
-  const folder = join(dir, golden);
-  await cp(join(GOLDENS, golden), folder, { recursive: true });
-  if (golden === 'bert') return folder;
+/**
+ * A small encoder of 64 dimensions with a tokenizer of bytes, which has UniXcoder's marks as well: two goldens lack one,
+ * and of Jina there is no golden.
+ */
+async function encoderFolder(name: string): Promise<string> {
+  const folder = join(dir, name);
+  if (name === 'jina') await writeJina(folder, { hidden: 64, vocab: 260 });
+  else await cp(join(GOLDENS, name), folder, { recursive: true });
+  if (name === 'bert') return folder;
   const tokenizer = JSON.parse(await readFile(join(LLM, 'tokenizer.json'), 'utf8'));
   const marks = ['<s>', '</s>', '<unk>', '<encoder-only>'];
   const bytes = Object.entries<number>(tokenizer.model.vocab).filter(([, id]) => id < 256);
@@ -22,13 +27,14 @@ async function encoderFolder(golden: string): Promise<string> {
   await writeFile(join(folder, 'tokenizer.json'), JSON.stringify(made));
   return folder;
 }
-const ENCODERS = ['bert', 'qwen3-embedding', 'unixcoder'] as const;
+const ENCODERS = ['bert', 'qwen3-embedding', 'unixcoder', 'jina'] as const;
 const folders = await Promise.all(ENCODERS.map(encoderFolder));
 
 test.each([
   ['bert', { pooling: 'mean', addSpecialTokens: true, modality: 'source' }],
   ['qwen3-embedding', { pooling: 'last', recipe: 'authors', addSpecialTokens: false }],
   ['unixcoder', { pooling: 'mean', modality: 'ast', input: 'unixcoder' }],
+  ['jina', { pooling: 'mean', addSpecialTokens: true, modality: 'source', input: 'text' }],
 ] as const)(
   'a projector for %s is trained, and no other encoder of its width is exported with it',
   {

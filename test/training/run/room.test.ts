@@ -4,17 +4,16 @@ import { publishedSpec } from '../../../services/lib/model/checkpoint/synth.ts';
 import { GIB } from '../../../services/lib/process/memory.ts';
 import { fitted, modelPlace } from '../../../training/run/room.ts';
 import type { TrainOptions } from '../../../training/run/settings.ts';
-import { smallOptions } from '../../support/training.ts';
+import { CE_ALONE, smallOptions } from '../../support/training.ts';
 
 const spec = publishedSpec('qwen2.5-coder-0.5b');
-const CE = { ce: 1, reinforce: 0, kl: 0, alignment: 0 };
 const options = (changes: Partial<TrainOptions>): TrainOptions => ({
   ...smallOptions({ data: 'd', validation: undefined, to: 't' }),
   promptTokens: 1000,
   targetTokens: 40,
   rolloutTokens: 50,
   textTokens: 2000,
-  weights: CE,
+  weights: CE_ALONE,
   ...changes,
 });
 const place = (changes: Partial<TrainOptions>, maxPositions: number) => {
@@ -25,9 +24,9 @@ const place = (changes: Partial<TrainOptions>, maxPositions: number) => {
 test.each([
   ['cross-entropy', {}, 1040],
   ['a validation', { validation: 'v' }, 1090],
-  ['rollouts', { weights: { ...CE, reinforce: 1 } }, 1090],
-  ['a teacher', { weights: { ...CE, kl: 1 } }, 3040],
-  ['distillation', { weights: { ...CE, distill: 1 } }, 3050],
+  ['rollouts', { weights: { ...CE_ALONE, reinforce: 1 } }, 1090],
+  ['a teacher', { weights: { ...CE_ALONE, kl: 1 } }, 3040],
+  ['distillation', { weights: { ...CE_ALONE, distill: 1 } }, 3050],
 ] as const)('with %s a model needs as many positions as its longest pass has', (_, changes, rows) => {
   expect(place(changes, rows).maxPositions).toBeGreaterThanOrEqual(1040);
   expect(() => place(changes, rows - 1)).toThrow(
@@ -45,7 +44,7 @@ test('a teacher takes memory for the text that it reads', () => {
       } catch {}
     }
   };
-  const taught = { weights: { ...CE, kl: 1 } };
+  const taught = { weights: { ...CE_ALONE, kl: 1 } };
   const [short, long] = [least({ ...taught, textTokens: 100 }), least(taught)];
   // 1,900 tokens through one layer, in 32-bit floats: 0.15 GiB.
   expect(long - short).toBeGreaterThan(0.1);
@@ -54,7 +53,7 @@ test('a teacher takes memory for the text that it reads', () => {
 });
 
 test('completions for distillation are fewer at a time where the memory is short, and refused where it has none', () => {
-  const distilled = { weights: { ...CE, distill: 1 }, textTokens: 20_000, recompute: true };
+  const distilled = { weights: { ...CE_ALONE, distill: 1 }, textTokens: 20_000, recompute: true };
   const slots = (gib: number | undefined) => fitted(options({ ...distilled, memory: gib && gib * GIB }), spec);
   expect(slots(undefined)).toEqual({ recompute: true, rolloutSlots: 0 });
   expect(slots(20)).toEqual({ recompute: true, rolloutSlots: 0 });

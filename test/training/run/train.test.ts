@@ -7,6 +7,8 @@ import type { TrainOptions } from '../../../training/run/settings.ts';
 import { train } from '../../../training/run/train.ts';
 import { TINY_CODER, temporaryFolder } from '../../support/models.ts';
 import {
+  CE_ALONE,
+  killed,
   never,
   resultsOf as results,
   row,
@@ -22,6 +24,8 @@ const TIMEOUT_MS = TRAINING_TIMEOUT_MS;
 const dataSet = (name: string, rows: readonly unknown[]) => writeRows(join(dir, name), rows);
 const data = await dataSet('train.jsonl', [0, 1, 2, 3, 4].map(row));
 const validation = await dataSet('valid.jsonl', [row(9)]);
+
+const weights = CE_ALONE;
 
 const options = (name: string, changes: Partial<TrainOptions> = {}): TrainOptions => ({
   ...tinyOptions({ data, validation, to: join(dir, name) }),
@@ -40,11 +44,17 @@ describe('a run', () => {
     expect(expected.log.map((line) => JSON.parse(line).step)).toEqual([0, 1, 2, 2, 3, 4, 4]);
 
     const parted = options('parted');
-    const early = stopAt('step 1 of 4'); // before the first checkpoint: the log has a validation and a step
-    await expect(train(parted, early.progress, early.signal)).rejects.toThrow('stopped at step 1 of 4');
-    const stop = stopAt('step 3');
-    await expect(train(parted, stop.progress, stop.signal)).rejects.toThrow('stopped at step 3');
-    expect(await readdir(join(parted.to, 'checkpoints'))).toEqual(['step-000002']);
+    await killed(parted, 'step 1 of 4'); // before the first checkpoint: the log has a validation and a step
+    // Step 2 has a validation, which is still to be made when the run is stopped after the step.
+    for (const step of [1, 2, 3]) {
+      const words = `step ${step} of 4`;
+      const { progress, signal } = stopAt(words);
+      const warned: string[] = [];
+      const warning = { ...progress, warn: (text: string) => void warned.push(text) };
+      await expect(train(parted, warning, signal)).rejects.toThrow(`stopped at ${words}`);
+      expect(warned).toEqual([`stopped after step ${step} of 4, which has a checkpoint`]);
+      expect((await readdir(join(parted.to, 'checkpoints'))).at(-1)).toBe(`step-00000${step}`);
+    }
     expect((await results(parted)).log).toHaveLength(5);
     await train(parted, silent(), never);
     expect(await results(parted)).toEqual(expected);
@@ -57,7 +67,8 @@ describe('a run', () => {
     expect((await readdir(parted.to)).sort()).toEqual(
       ['checkpoints', 'embeddings', 'log.jsonl', 'projector', 'projector-last', 'report.html', 'run.json'].sort(),
     );
-    expect(await readdir(join(parted.to, 'checkpoints'))).toEqual(['step-000002', 'step-000004']);
+    // The last two, and the best one, whichever it is.
+    expect((await readdir(join(parted.to, 'checkpoints'))).slice(-2)).toEqual(['step-000003', 'step-000004']);
     const last = await readFile(join(parted.to, 'checkpoints/step-000004/projector.safetensors'));
     expect(await readFile(join(parted.to, 'projector-last/model.safetensors'))).toEqual(last);
   });
@@ -68,7 +79,7 @@ describe('a run', () => {
       epochs: 0.2, // of 5 samples in batches of 2: one step
       layers: 4,
       every: 1,
-      weights: { ce: 1, reinforce: 0, kl: 0, alignment: 0 },
+      weights,
     });
     const { projector, steps } = await train(run, silent(), never);
     expect(steps).toBe(1);
@@ -80,7 +91,6 @@ describe('a run', () => {
   test('steps lower the loss of a set that is seen again and again, with 8-bit frozen weights too', {
     timeout: TIMEOUT_MS,
   }, async () => {
-    const weights = { ce: 1, reinforce: 0, kl: 0, alignment: 0 };
     const run = options('learns', {
       steps: 8,
       batch: 5,
@@ -103,7 +113,6 @@ describe('a run', () => {
   });
 
   test('a run does not go on with other settings or other data', { timeout: TIMEOUT_MS }, async () => {
-    const weights = { ce: 1, reinforce: 0, kl: 0, alignment: 0 };
     const run = options('settled', { steps: 1, every: 1, validation: undefined, weights });
     await train(run, silent(), never);
     const refused = (what: string) => ({ code: 'config_invalid', message: expect.stringContaining(what) });
@@ -115,7 +124,6 @@ describe('a run', () => {
   test('a run begins with the projector of another one, and goes on with that one alone', {
     timeout: TIMEOUT_MS,
   }, async () => {
-    const weights = { ce: 1, reinforce: 0, kl: 0, alignment: 0 };
     const first = options('first-stage', { steps: 2, every: 2, learningRate: 0.01, weights });
     await train(first, silent(), never);
     const from = join(first.to, 'projector-last');
@@ -137,7 +145,6 @@ describe('a run', () => {
   test('the best projector of the validations is kept, and the run ends when none is better for long enough', {
     timeout: TIMEOUT_MS,
   }, async () => {
-    const weights = { ce: 1, reinforce: 0, kl: 0, alignment: 0 };
     // What is trained has nothing to do with this target, so its steps soon make the projector worse for it.
     const unlike = await dataSet('unlike.jsonl', [{ ...row(9), groundtruth: 'zebra = "9 + 8" # 77 %' }]);
     const run = options('early', { steps: 40, every: 1, patience: 3, learningRate: 0.01, validation: unlike, weights });
@@ -167,7 +174,6 @@ describe('a run', () => {
   test('a run that diverges names the sample and the checkpoint that is still good', {
     timeout: TIMEOUT_MS,
   }, async () => {
-    const weights = { ce: 1, reinforce: 0, kl: 0, alignment: 0 };
     const run = options('diverging', { steps: 6, every: 1, warmup: 0.3, learningRate: 1e38, weights });
     // The first step of a warm-up changes nothing, and is saved; the second one ruins the projector.
     await expect(train(run, silent(), never)).rejects.toMatchObject({
@@ -183,7 +189,6 @@ describe('a run', () => {
   });
 
   test('only one process at a time works on a run', { timeout: TIMEOUT_MS }, async () => {
-    const weights = { ce: 1, reinforce: 0, kl: 0, alignment: 0 };
     const run = options('locked', { steps: 1, every: 1, validation: undefined, weights });
     let second: Promise<unknown> | undefined;
     await train(
@@ -215,24 +220,30 @@ describe('a run', () => {
   });
 
   test('a damaged checkpoint is named', { timeout: TIMEOUT_MS }, async () => {
-    const weights = { ce: 1, reinforce: 0, kl: 0, alignment: 0 };
+    const GO_BACK = 'Remove its folder to go on from the checkpoint before it.';
     const run = options('damaged', { steps: 2, every: 1, validation: undefined, weights });
     await train(run, silent(), never);
     const newest = join(run.to, 'checkpoints/step-000002');
     const [embeddings] = await readdir(join(run.to, 'embeddings'));
     const [vectors] = await readdir(join(run.to, 'embeddings', embeddings!));
     for (const [file, remedy] of [
-      [join(run.to, 'embeddings', embeddings!, vectors!), /remove it, and its chunks are encoded again$/],
-      [join(newest, 'optimizer.safetensors'), /step-000002.*remove its folder/],
-      [join(newest, 'projector.safetensors'), /step-000002.*remove its folder/],
-      [join(newest, 'state.json'), /step-000002.*remove its folder/],
+      [join(run.to, 'embeddings', embeddings!, vectors!), 'Remove this file: its chunks are encoded again.'],
+      [join(newest, 'optimizer.safetensors'), GO_BACK],
+      [join(newest, 'projector.safetensors'), GO_BACK],
+      [join(newest, 'state.json'), GO_BACK],
     ] as const) {
       const whole = await readFile(file);
       await writeFile(file, whole.subarray(0, -10));
-      const refused = { code: 'checkpoint_invalid', message: expect.stringMatching(remedy) };
+      const refused = { code: 'checkpoint_invalid', message: expect.stringContaining(file), remedy };
       await expect(train(run, silent(), never)).rejects.toMatchObject(refused);
       if (file !== join(newest, 'state.json')) await writeFile(file, whole);
     }
+    const projector = join(run.to, 'projector/model.safetensors');
+    await writeFile(projector, (await readFile(projector)).subarray(0, -10));
+    await expect(train(options('from-damaged', { from: projector }), silent(), never)).rejects.toMatchObject({
+      code: 'checkpoint_invalid',
+      remedy: expect.stringMatching(/^If llavacode train wrote it, give its command again/),
+    });
     await rm(newest, { recursive: true });
     await mkdir(join(run.to, 'checkpoints', '.step-000002.left'));
     expect(await train(run, silent(), never)).toMatchObject({ steps: 2 });
