@@ -26,9 +26,12 @@ export const TRAINING: Bench<TrainingResult> = {
   headline: ({ cells }) =>
     cells
       .filter(({ frozen }, i) => frozen === 'w8a8' || i === 0)
-      .map((cell) => `${nameOf(cell)}: ${figure(1 / median(cell.seconds))} samples/s`)
+      .map((cell) => `${nameOf(cell)}: ${rate(cell)} samples/s`)
       .join('; '),
 };
+
+/** Samples per second with two digits: large shapes make one in minutes. */
+const rate = ({ seconds }: MeasuredTraining) => String(Number((1 / median(seconds)).toPrecision(2)));
 
 function reportTraining({ cells, left }: TrainingResult): Report {
   const cpu = ({ cpuSeconds }: MeasuredTraining) => median(cpuSeconds);
@@ -45,7 +48,7 @@ function reportTraining({ cells, left }: TrainingResult): Report {
       cell.shape,
       cell.frozen,
       String(cell.prompt),
-      figure(1 / median(seconds)),
+      rate(cell),
       figure(cpu(cell)),
       `${figure(Math.min(...cpuSeconds))} to ${figure(Math.max(...cpuSeconds))}`,
       figure(median(seconds.map((wall, i) => cpuSeconds[i]! / wall))),
