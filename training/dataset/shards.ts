@@ -140,7 +140,7 @@ export class Shards {
 /** What a run keeps until it has ended. */
 export const workFolder = (dir: string) => join(dir, 'work');
 
-/** The file of the samples that wait, by the number of checkpoints with it: kill -9 never mixes it with another state. */
+/** The file of the samples that wait, by the number of its checkpoint: kill -9 never mixes it with another state. */
 const waitingFile = (checkpoints: number) => `waiting-${checkpoints}.jsonl`;
 
 /** @throws ServingError path_unusable */

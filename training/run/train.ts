@@ -54,8 +54,8 @@ import { validate } from './validation.ts';
 /**
  * Trains, or goes on with the run that lies in the folder.
  * @throws ServingError config_invalid, checkpoint_invalid, sample_invalid, training_diverged, path_unusable (also where
- *   another process works on the run), runtime_failed; the signal's reason. Where the signal is aborted, a checkpoint of
- *   all steps so far is saved before; after any other end the last one is there.
+ *   another process works on the run), runtime_failed; the signal's reason. Where the signal is aborted, a checkpoint
+ *   of all steps so far is saved before; after any other end the last one is there.
  */
 export async function train(asked: TrainOptions, progress: Progress, signal: AbortSignal): Promise<TrainReport> {
   await using cleanup = new Cleanup();

@@ -11,8 +11,8 @@ const { dir, options } = await smallRuns(2);
 const LLM = join(GOLDENS, 'qwen2-tied');
 
 /**
- * A small encoder of 64 dimensions with a tokenizer of bytes, which has UniXcoder's marks as well: two goldens lack one,
- * and of Jina there is no golden.
+ * A small encoder of 64 dimensions with a tokenizer of bytes, which has UniXcoder's marks as well: two goldens lack
+ * one, and of Jina there is no golden.
  */
 async function encoderFolder(name: string): Promise<string> {
   const folder = join(dir, name);
