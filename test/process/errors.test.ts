@@ -1,6 +1,13 @@
 import { status } from '@grpc/grpc-js';
 import { describe, expect, it } from 'vitest';
-import { ERRORS, type ErrorCode, isErrorCode, remedyAfter, ServingError } from '../../services/lib/process/errors.ts';
+import {
+  ERRORS,
+  type ErrorCode,
+  isErrorCode,
+  remedyAfter,
+  ServingError,
+  withRemedy,
+} from '../../services/lib/process/errors.ts';
 import { documented } from '../support/operations.ts';
 
 const codes = Object.keys(ERRORS) as ErrorCode[];
@@ -47,6 +54,16 @@ describe('remedyAfter', () => {
 });
 
 describe('ServingError', () => {
+  it('a failure keeps its own remedy where it is wrapped with the same code, and a task can give it one', async () => {
+    const own = new ServingError('checkpoint_invalid', 'cut short', { remedy: 'Remove it.' });
+    expect(new ServingError('checkpoint_invalid', 'row 1: cut short', { cause: own }).remedy).toBe('Remove it.');
+    expect(new ServingError('internal', 'x', { cause: own }).remedy).toBe(ERRORS.internal.remedy);
+    const failing = (code: ErrorCode) =>
+      withRemedy('checkpoint_invalid', 'Go back.', () => Promise.reject(new ServingError(code, 'x')));
+    await expect(failing('checkpoint_invalid')).rejects.toMatchObject({ message: 'x', remedy: 'Go back.' });
+    await expect(failing('path_unusable')).rejects.toMatchObject({ remedy: ERRORS.path_unusable.remedy });
+  });
+
   it('a ServingError carries its code, kind and details', () => {
     const cause = new Error('low');
     const error = new ServingError('saturated', 'queue full: 64 of 64', { param: 'n', retryAfterSeconds: 2, cause });
