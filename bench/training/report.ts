@@ -30,8 +30,11 @@ export const TRAINING: Bench<TrainingResult> = {
       .join('; '),
 };
 
-/** Samples per second with two digits: large shapes make one in minutes. */
-const rate = ({ seconds }: MeasuredTraining) => String(Number((1 / median(seconds)).toPrecision(2)));
+/** Samples per second, with two digits below 1: large shapes make one in minutes. */
+function rate({ seconds }: MeasuredTraining): string {
+  const value = 1 / median(seconds);
+  return value < 1 ? value.toPrecision(2) : figure(value);
+}
 
 function reportTraining({ cells, left }: TrainingResult): Report {
   const cpu = ({ cpuSeconds }: MeasuredTraining) => median(cpuSeconds);

@@ -43,6 +43,8 @@ describe('bench training', () => {
       cell({ frozen: 'w8a8', seconds: [0.5], cpuSeconds: [0.35] }),
       cell({ frozen: 'int8', prompt: 2000 }),
     ];
+    const slow = cell({ prompt: 4000, seconds: [194] });
+    expect(TRAINING.headline({ cells: [slow], left: [] })).toBe('tiny-coder, fp32, prompt of 4000: 0.0052 samples/s');
     const left = [{ shape: 'qwen2.5-coder-0.5b', frozen: 'fp32', prompt: 510 }] as const;
     const { markdown } = TRAINING.report({ result: { cells, left } });
     expect(markdown).toContain(
