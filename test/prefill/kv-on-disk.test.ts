@@ -76,7 +76,7 @@ test('what was read from disk gives the same token as what is computed, and is n
         }
       }),
     ),
-    { numRuns: 30 },
+    { numRuns: 30, endOnFailure: true },
   );
 });
 

@@ -167,7 +167,8 @@ export class KvDisk {
     to: number,
     isThere: () => boolean,
   ): Promise<{ blocks: number; bytes: number }> {
-    const blocks = Math.max(from, this.#find(prompt.chain, from, to).blocks);
+    const { blocks, files } = this.#find(prompt.chain, from, to);
+    await this.#folder.use(files); // else they could be what makes room for those after them
     const nothing = { blocks, bytes: 0 };
     if (blocks >= to || !this.#circuits.write.allows(performance.now())) return nothing;
     const { form } = this.#folder;
