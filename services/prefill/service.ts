@@ -64,7 +64,7 @@ export function createPrefillService({ engine, prefixes, leases, disk, log }: Pr
   };
   const worker = new PrefillWorker(engine, queue, leases, prefixes, workerOptions, log);
 
-  const writeBehind = disk && new WriteBehind(pool, prefixes, disk);
+  const writeBehind = disk && new WriteBehind(pool, prefixes, disk, log);
   writeBehind?.start();
 
   const prefill = (request: PrefillRequest__Output, signal: AbortSignal, caller: TraceHeaders) => {

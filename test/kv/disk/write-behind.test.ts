@@ -6,7 +6,7 @@ import { WriteBehind } from '../../../services/lib/kv/disk/write-behind.ts';
 import { chainOf, PrefixCache } from '../../../services/lib/kv/prefix.ts';
 import { metrics } from '../../../services/lib/process/metrics.ts';
 import { FakeEngine } from '../../support/fake-engine.ts';
-import { type FolderOptions, openDisk, promptOf, restoreAll, withFolder } from '../../support/kv-on-disk.ts';
+import { type FolderOptions, openDisk, openFolder, promptOf, restoreAll, SILENT, withFolder } from '../../support/kv-on-disk.ts';
 
 const NEVER = new AbortController().signal;
 const WAIT = { timeout: 50_000 };
@@ -29,7 +29,7 @@ const withWorker = (slots: number, use: (worker: Worker) => Promise<void>, optio
     const engine = new FakeEngine(slots, 700);
     const prefixes = new PrefixCache(engine.pool);
     const disk = await openDisk(engine, dir, options);
-    const behind = new WriteBehind(engine.pool, prefixes, disk);
+    const behind = new WriteBehind(engine.pool, prefixes, disk, SILENT);
     const keep = (ids: readonly number[], tenant = '') => {
       const chain = chainOf(promptOf(ids), tenant);
       const { slot, positions } = prefixes.reserve(chain, ids.length, tenant)!;
@@ -106,9 +106,9 @@ test('a folder that is smaller than the kept prompts is written to once, not for
   withFolder(async (dir) => {
     const engine = new FakeEngine(3, 700);
     const prefixes = new PrefixCache(engine.pool);
-    const { form } = await (await import('../../support/kv-on-disk.ts')).openFolder(engine, dir);
+    const { form } = await openFolder(engine, dir);
     const disk = await openDisk(engine, dir, { maxBytes: form.fileBytes });
-    const behind = new WriteBehind(engine.pool, prefixes, disk);
+    const behind = new WriteBehind(engine.pool, prefixes, disk, SILENT);
     for (const own of [1, 2, 3]) {
       const chain = chainOf(promptOf(count(300, own)), '');
       const { slot } = prefixes.reserve(chain, 300)!;

@@ -117,9 +117,10 @@ export class KvDisk {
   }
 
   /**
-   * Reads blocks into a slot, which the caller holds until this has settled. It never rejects.
+   * Reads blocks into a slot, which the caller holds until this has settled.
    * @param has blocks that the slot holds: their positions are not written to.
    * @returns the number of blocks that the slot then holds, `has` at least.
+   * @throws what the slot's store throws: a disk that fails only ends the reading.
    */
   async restore(slot: number, has: number, restorable: Restorable, signal: AbortSignal): Promise<number> {
     const { blocks, files, withinMs } = restorable;
@@ -130,21 +131,23 @@ export class KvDisk {
     });
     const begun = files.slice(0, READS).map((file) => this.#load(file));
     let [done, bytes] = [has, 0];
-    for (const [i, file] of files.entries()) {
-      const loaded = over.aborted ? undefined : await Promise.race([begun[0]!, aborted]);
-      if (loaded === undefined) break;
-      begun.shift();
-      const next = files[i + READS];
-      if (next) begun.push(this.#load(next));
-      const end = Math.min(blocks, file.header!.first + file.header!.hashes.length);
-      const isWhole = await this.#put(loaded.content, file.header!, slot, [done, end], over);
-      loaded.release();
-      if (isWhole === false) await this.#folder.discard(file);
-      if (isWhole !== true) break;
-      done = end;
-      bytes += file.bytes;
+    try {
+      for (const [i, file] of files.entries()) {
+        const loaded = over.aborted ? undefined : await Promise.race([begun[0]!, aborted]);
+        if (loaded === undefined) break;
+        begun.shift();
+        const next = files[i + READS];
+        if (next) begun.push(this.#load(next));
+        const end = Math.min(blocks, file.header!.first + file.header!.hashes.length);
+        const isWhole = await this.#put(loaded.content, file.header!, slot, [done, end], over).finally(loaded.release);
+        if (isWhole === false) await this.#folder.discard(file);
+        if (isWhole !== true) break;
+        done = end;
+        bytes += file.bytes;
+      }
+    } finally {
+      for (const left of begun) void left.then((loaded) => loaded?.release());
     }
-    for (const left of begun) void left.then((loaded) => loaded?.release());
     const tookMs = performance.now() - startedMs;
     // A file that was gone says nothing of the disk, and neither does a caller that hung up.
     if (bytes > 0 || (over.aborted && !signal.aborted)) this.#rate = (this.#rate + bytes / Math.max(tookMs, 0.1)) / 2;
@@ -160,6 +163,7 @@ export class KvDisk {
    * @param isThere whether the slot still holds the prompt. Where it does not, nothing is saved.
    * @returns the number of blocks that are saved now, and the bytes that were written for it. The number is `from` where
    *   the prompt is gone, or the disk cannot be written to now.
+   * @throws what the slot's store throws.
    */
   async save(
     prompt: PromptInSlot,

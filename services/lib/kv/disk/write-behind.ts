@@ -12,6 +12,7 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { repeatUntilAborted } from '../../async/repeat.ts';
+import type { Logger } from '../../process/log.ts';
 import { metrics } from '../../process/metrics.ts';
 import type { KvPool } from '../pool.ts';
 import type { CachedPrompt, PrefixCache } from '../prefix.ts';
@@ -21,6 +22,8 @@ import type { KvDisk } from './kv-disk.ts';
 const IDLE_MS = 1000;
 /** Pause between two looks at the prompts, in ms. */
 const LOOK_MS = 250;
+/** Pause after a failure of the store in which the slots lie, in ms. */
+const FAILED_MS = 5000;
 /** Pause between two looks at what other workers have done in the folder, in ms. */
 const LOOK_AROUND_MS = 2000;
 /**
@@ -33,16 +36,18 @@ export class WriteBehind {
   readonly #pool: Pick<KvPool, 'slots' | 'isHeld' | 'isKept'>;
   readonly #prefixes: PrefixCache;
   readonly #disk: KvDisk;
+  readonly #log: Logger;
   /** Blocks of each prompt that were on disk once. */
   readonly #saved = new WeakMap<CachedPrompt, number>();
   readonly #stop = new AbortController();
   #running: Promise<void> = Promise.resolve();
   #lookedAroundMs = performance.now();
 
-  constructor(pool: Pick<KvPool, 'slots' | 'isHeld' | 'isKept'>, prefixes: PrefixCache, disk: KvDisk) {
+  constructor(pool: Pick<KvPool, 'slots' | 'isHeld' | 'isKept'>, prefixes: PrefixCache, disk: KvDisk, log: Logger) {
     this.#pool = pool;
     this.#prefixes = prefixes;
     this.#disk = disk;
+    this.#log = log;
     prefixes.onEvicted((prompt) => {
       if (disk.savedBlocks(prompt.chain) < prompt.chain.length) metrics.kvDiskUnsaved.inc();
     });
@@ -51,8 +56,14 @@ export class WriteBehind {
   /** Saves in the background until {@link stop}. */
   start(): void {
     this.#running = repeatUntilAborted(this.#stop.signal, async () => {
-      await this.#look();
-      return LOOK_MS;
+      try {
+        await this.#look();
+        return LOOK_MS;
+      } catch (err) {
+        // A device that cannot be read from any more ends the worker by itself: nothing is to be done here.
+        this.#log.warn({ err }, 'KV of kept prompts cannot be read out of their slots');
+        return FAILED_MS;
+      }
     });
   }
 
