@@ -66,7 +66,8 @@ export async function withSystems<T>(
   plan: SystemsPlan,
   use: (systems: readonly SystemUnderTest[]) => Promise<T>,
 ): Promise<T> {
-  if (options.url !== undefined) return use([{ name: options.url, deployment: undefined, url: options.url, processes: [] }]);
+  if (options.url !== undefined)
+    return use([{ name: options.url, deployment: undefined, url: options.url, processes: [] }]);
   const settings: SystemSettings = {
     bundle: model.bundle,
     store,

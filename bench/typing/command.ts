@@ -25,7 +25,12 @@ export const TYPING_COMMAND = {
     prefillMs: option('<n>', 'time of a scripted engine for a prompt, in ms', whole, 80),
     stepMs: option('<n>', 'time of a scripted engine for a decode step, in ms', whole, 25),
     lingerMs: option('<n>', 'see --linger-ms of the gateway; for a scripted engine, in ms', whole, 2_000),
-    kvDiskPrecision: oneOf('<kind>', 'see --kv-disk-precision of a worker; for --pace restart', ['exact', 'int8'], 'exact'),
+    kvDiskPrecision: oneOf(
+      '<kind>',
+      'see --kv-disk-precision of a worker; for --pace restart',
+      ['exact', 'int8'],
+      'exact',
+    ),
     keystrokes: optional('<n>', 'first keystrokes of the session to replay; all if not given', whole),
     ...SYSTEM_OPTIONS,
   },

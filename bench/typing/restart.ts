@@ -1,11 +1,13 @@
 /**
- * What KV on disk is worth: the first token of a keystroke whose worker was killed (SIGKILL) and started again since the
- * keystroke before, against that of a keystroke whose worker went on. Both have the prompt before them computed; one
+ * What KV on disk is worth: the first token of a keystroke whose worker was killed (SIGKILL) and started again since
+ * the keystroke before, against that of a keystroke whose worker went on. Both have the prompt before them computed; one
  * finds it in memory, the other one on disk. The two are measured in turns, in changing order, and with them a
  * keystroke after a kill whose prompt nobody has computed. Nothing is shared between two measurements.
  */
 import { randomUUID } from 'node:crypto';
+import { text } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { sendRequest } from '../../services/http-call.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import type { ServiceProcess } from '../../services/supervisor.ts';
 import { type ClientRecord, ttft } from '../measure/latency.ts';
@@ -24,6 +26,8 @@ const LOOK_MS = 200;
 const STEADY_LOOKS = 10;
 /** Time that a worker may take to save a prompt or to start again, in ms. */
 const PATIENCE_MS = 120_000;
+/** Time that one look may take, in ms. */
+const CALL_MS = 10_000;
 
 const WAYS = ['warm', 'restarted', 'computed'] as const;
 
@@ -32,7 +36,12 @@ export async function measureRestarts(
   deployment: string,
   processes: readonly ServiceProcess[],
   { path, keystrokes }: Session,
-  { repo, context, promptOrder, timeoutMs }: Pick<ReplayOptions & Variant, 'repo' | 'context' | 'promptOrder' | 'timeoutMs'>,
+  {
+    repo,
+    context,
+    promptOrder,
+    timeoutMs,
+  }: Pick<ReplayOptions & Variant, 'repo' | 'context' | 'promptOrder' | 'timeoutMs'>,
 ): Promise<RestartRun> {
   const worker = processes.find(({ name }) => /^(prefill|colocated)/.test(name))!;
   const startMs = performance.now();
@@ -79,7 +88,11 @@ async function killAndAwait(worker: ServiceProcess, url: string): Promise<void> 
     if (worker.pid === pid) return false;
     return (await figure(worker.metricsAddress, 'llavacode:kv_disk_bytes')) !== undefined;
   });
-  await until('is used again', async () => (await fetch(`${url}/readyz`)).ok);
+  await until('is used again', async () => {
+    const answer = await sendRequest({ method: 'GET', url: `${url}/readyz`, signal: AbortSignal.timeout(CALL_MS) });
+    await text(answer);
+    return answer.statusCode === 200;
+  });
 }
 
 async function until(what: string, holds: () => Promise<boolean>): Promise<void> {
@@ -94,8 +107,9 @@ async function until(what: string, holds: () => Promise<boolean>): Promise<void>
 
 /** A figure of a process; undefined while it is away. */
 async function figure(address: string, name: string): Promise<number | undefined> {
-  const answer = await fetch(`http://${address}/metrics`).catch(() => undefined);
-  const line = new RegExp(`^${name}(?:{[^}]*})? (\\S+)`, 'm').exec((await answer?.text()) ?? '');
+  const call = { method: 'GET', url: `http://${address}/metrics`, signal: AbortSignal.timeout(CALL_MS) } as const;
+  const answer = await sendRequest(call).catch(() => undefined);
+  const line = new RegExp(`^${name}(?:{[^}]*})? (\\S+)`, 'm').exec(answer ? await text(answer) : '');
   return line ? Number(line[1]) : undefined;
 }
 

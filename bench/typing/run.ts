@@ -44,9 +44,7 @@ export async function runTyping(options: TypingOptions): Promise<Artifact<Typing
             }
             if (pace === 'restart') {
               onProgress(`${name}, ${promptOrder}, ${context}, with and without a restart`);
-              restarts.push(
-                await measureRestarts(url, name, processes, session, { ...common, context, promptOrder }),
-              );
+              restarts.push(await measureRestarts(url, name, processes, session, { ...common, context, promptOrder }));
               continue;
             }
             for (const reuse of [true, false]) {

@@ -125,7 +125,7 @@ export function createPrefillService({ engine, prefixes, leases, disk, log }: Pr
       const { tokens, seconds } = await measureRate(engine);
       queue.measured(tokens, seconds);
     },
-    /** Saves the KV of kept prompts that is not on disk yet, when nothing is served any more, until the signal aborts. */
+    /** Saves what is not on disk yet of kept prompts when nothing is served any more, until the signal aborts. */
     saveKv: (until: AbortSignal) => writeBehind?.stop(until),
     /** Brings gauges up to date before they are read. */
     observe: () => leases.observe(),

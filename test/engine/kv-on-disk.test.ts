@@ -2,6 +2,8 @@
  * What a model computes from KV that was on disk, beside what it computes from KV that stayed in memory: exact KV gives
  * the same logits, bit for bit; KV in 8 bits does not, which is why it is not the default.
  */
+
+import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import { CpuEngineKv } from '../../services/lib/engine/engine-kv.ts';
@@ -16,8 +18,7 @@ import { exportBundle } from '../../services/lib/model/bundle/export-bundle.ts';
 import { NO_SOFT_TOKENS } from '../../services/lib/request/token-prompt.ts';
 import { loadTokenizer } from '../../services/lib/text/tokenizer.ts';
 import { SILENT, SLOW_ENGINE, withFolder } from '../support/kv-on-disk.ts';
-import { temporaryFolder, TINY_CODER } from '../support/models.ts';
-import { readFile } from 'node:fs/promises';
+import { TINY_CODER, temporaryFolder } from '../support/models.ts';
 
 const dir = await temporaryFolder();
 const BEGIN = 37 * BLOCK_TOKENS;
@@ -80,7 +81,9 @@ test('KV from disk gives the logits of KV in memory: bit for bit if exact, nearl
     const compared = rows.map((at) => compare(row(inMemory, at), row(int8, at)));
     const kl = compared.reduce((sum, each) => sum + each.kl, 0) / REST;
     const same = compared.filter(({ isSame }) => isSame).length;
-    console.info(`int8: KL ${kl.toExponential(2)} nats, worst ${Math.max(...compared.map((c) => c.kl)).toExponential(2)}, same token ${same} of ${REST}`);
+    console.info(
+      `int8: KL ${kl.toExponential(2)} nats, worst ${Math.max(...compared.map((c) => c.kl)).toExponential(2)}, same token ${same} of ${REST}`,
+    );
     expect(kl).toBeGreaterThan(0);
     expect(kl).toBeLessThan(0.01);
     expect(same).toBeGreaterThan(REST * 0.9);

@@ -30,7 +30,15 @@ function startWorker(disk: KvDisk, engine: FakeEngine, rate = SLOW_ENGINE) {
   };
   const worker = new PrefillWorker(engine, queue, leases, prefixes, options, SILENT);
   const ask = async (prompt: TokenPrompt, change: Partial<PrefillJob> = {}) => {
-    const job = { requestId: 'r', prompt, choices: [GREEDY], readers: 0, promptLogprobs: -1, cacheSalt: '', signal: NEVER };
+    const job = {
+      requestId: 'r',
+      prompt,
+      choices: [GREEDY],
+      readers: 0,
+      promptLogprobs: -1,
+      cacheSalt: '',
+      signal: NEVER,
+    };
     const { tokens, cachedTokens } = await worker.submit({ ...job, ...change }).done;
     engine.pool.assertConserved(0);
     return { token: tokens[0]!.id, cachedTokens };
@@ -45,36 +53,42 @@ const withDisk = (use: (engine: FakeEngine, disk: KvDisk) => Promise<void>) =>
   });
 
 test('what was read from disk gives the same token as what is computed, and is not computed', async () => {
-  const text = fc.tuple(fc.integer({ min: 2, max: 620 }), fc.nat(60), fc.nat(28)).map(([begin, rest, own]) => [
-    ...Array.from({ length: begin }, (_, i) => (i * 3) % 29),
-    ...new Array<number>(rest).fill(own),
-  ]);
+  const text = fc
+    .tuple(fc.integer({ min: 2, max: 620 }), fc.nat(60), fc.nat(28))
+    .map(([begin, rest, own]) => [
+      ...Array.from({ length: begin }, (_, i) => (i * 3) % 29),
+      ...new Array<number>(rest).fill(own),
+    ]);
   const soft = fc.constantFrom(NO_SOFT_TOKENS, {
     positions: Int32Array.of(0, 1),
     vectors: Float32Array.from({ length: 2 * HIDDEN }, (_, i) => i + 1),
   });
   await fc.assert(
-    fc.asyncProperty(text, soft, fc.array(fc.tuple(text, soft), { minLength: 1, maxLength: 4 }), (ids, vectors, asked) =>
-      withDisk(async (engine, disk) => {
-        const onDisk = promptOf(ids, vectors);
-        await saveAll(engine, disk, onDisk);
-        const { ask } = startWorker(disk, engine);
-        const earlier: TokenPrompt[] = [];
-        for (const [askedIds, askedSoft] of asked) {
-          const prompt = promptOf(askedIds, askedSoft);
-          const { token, cachedTokens } = await ask(prompt);
-          expect(token).toBe(nextToken(tokensOf(prompt)));
-          // At least what is on disk, and at most what anybody has had.
-          const chain = chainOf(prompt, '');
-          const cached = (others: readonly TokenPrompt[]) => {
-            const blocks = others.map((other) => sharedBlocks(chain, chainOf(other, '')));
-            return Math.max(0, Math.min(Math.max(...blocks) * BLOCK_TOKENS, askedIds.length - 2));
-          };
-          expect(cachedTokens).toBeGreaterThanOrEqual(cached([onDisk]));
-          expect(cachedTokens).toBeLessThanOrEqual(cached([onDisk, ...earlier]));
-          earlier.push(prompt);
-        }
-      }),
+    fc.asyncProperty(
+      text,
+      soft,
+      fc.array(fc.tuple(text, soft), { minLength: 1, maxLength: 4 }),
+      (ids, vectors, asked) =>
+        withDisk(async (engine, disk) => {
+          const onDisk = promptOf(ids, vectors);
+          await saveAll(engine, disk, onDisk);
+          const { ask } = startWorker(disk, engine);
+          const earlier: TokenPrompt[] = [];
+          for (const [askedIds, askedSoft] of asked) {
+            const prompt = promptOf(askedIds, askedSoft);
+            const { token, cachedTokens } = await ask(prompt);
+            expect(token).toBe(nextToken(tokensOf(prompt)));
+            // At least what is on disk, and at most what anybody has had.
+            const chain = chainOf(prompt, '');
+            const cached = (others: readonly TokenPrompt[]) => {
+              const blocks = others.map((other) => sharedBlocks(chain, chainOf(other, '')));
+              return Math.max(0, Math.min(Math.max(...blocks) * BLOCK_TOKENS, askedIds.length - 2));
+            };
+            expect(cachedTokens).toBeGreaterThanOrEqual(cached([onDisk]));
+            expect(cachedTokens).toBeLessThanOrEqual(cached([onDisk, ...earlier]));
+            earlier.push(prompt);
+          }
+        }),
     ),
     { numRuns: 30, endOnFailure: true },
   );
@@ -143,7 +157,8 @@ test('KV that is kept in fewer bits is so only where the engine computes in 32',
     expect(await disk.restore(1, 0, disk.restorable(chain, 0, 4, SLOW_ENGINE)!, NEVER)).toBe(4);
     for (let row = 0; row < 8; row++) {
       const [mine, theirs] = [engine.row(0, row, 0, 64), engine.row(1, row, 0, 64)];
-      for (let i = 0; i < mine.length; i++) expect(Math.abs(mine[i]! - theirs[i]!)).toBeLessThanOrEqual(127 / 254 + 1e-3);
+      for (let i = 0; i < mine.length; i++)
+        expect(Math.abs(mine[i]! - theirs[i]!)).toBeLessThanOrEqual(127 / 254 + 1e-3);
     }
     expect(engine.row(1, 0, 0, 64)).not.toEqual(engine.row(0, 0, 0, 64)); // so exact is the default
   }));

@@ -9,7 +9,7 @@ import { BLOCK_TOKENS, chainOf, type PromptChain } from '../../services/lib/kv/p
 import type { WireType } from '../../services/lib/kv/wire.ts';
 import { createLogger } from '../../services/lib/process/log.ts';
 import { NO_SOFT_TOKENS, type TokenPrompt } from '../../services/lib/request/token-prompt.ts';
-import { FakeEngine, GARBAGE, tokensOf } from './fake-engine.ts';
+import { type FakeEngine, GARBAGE, tokensOf } from './fake-engine.ts';
 
 export const SILENT = createLogger('test', 'silent');
 /** Reading is always quicker than so few tokens per second. */

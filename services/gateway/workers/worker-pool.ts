@@ -383,12 +383,14 @@ function preferred<C extends Describable>(
 }
 
 /**
- * The home of a session by rendezvous hashing: a worker that comes or goes moves its own sessions alone. Of workers that
- * share a folder, which have the same KV, it is the least loaded.
+ * The home of a session by rendezvous hashing: a worker that comes or goes moves its own sessions alone. Of workers
+ * that share a folder, which have the same KV, it is the least loaded.
  */
 function homeAmong<C extends Describable>(workers: readonly Worker<C>[], session: string): Worker<C> {
   const weighed = workers.map((worker) => {
-    const weight = createHash('sha256').update(`${session} ${homeName(worker)}`).digest('hex');
+    const weight = createHash('sha256')
+      .update(`${session} ${homeName(worker)}`)
+      .digest('hex');
     return { worker, weight };
   });
   return weighed.reduce((best, each) => (each.weight > best.weight ? each : best)).worker;

@@ -1,6 +1,18 @@
 /** KV on disk: what is read is what was saved, whatever happens to the files, and the folder keeps to its bound. */
 import { execFileSync } from 'node:child_process';
-import { chmod, mkdir, readdir, readFile, rename, rm, stat, symlink, truncate, utimes, writeFile } from 'node:fs/promises';
+import {
+  chmod,
+  mkdir,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  stat,
+  symlink,
+  truncate,
+  utimes,
+  writeFile,
+} from 'node:fs/promises';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
@@ -64,7 +76,10 @@ test('a prompt of another tenant, of other soft tokens or of another model gets 
     const engine = new FakeEngine(2, CAPACITY);
     const disk = await openDisk(engine, dir);
     const ids = Array.from({ length: 64 }, (_, i) => i % 29);
-    const soft = { positions: Int32Array.of(0, 20), vectors: Float32Array.from({ length: 2 * HIDDEN }, (_, i) => i + 1) };
+    const soft = {
+      positions: Int32Array.of(0, 20),
+      vectors: Float32Array.from({ length: 2 * HIDDEN }, (_, i) => i + 1),
+    };
     await saveAll(engine, disk, promptOf(ids, soft), 'tenant');
     expect(await restoreAll(engine, disk, promptOf(ids, soft), { tenant: 'tenant' })).toBe(4);
     expect(await restoreAll(engine, disk, promptOf(ids, soft), { tenant: 'other' })).toBe(0);
@@ -295,17 +310,28 @@ test('a header of any bytes is read as what was written or refused', () => {
   const form = formOf({ fingerprint: 'f', computedBy: 'a test' }, LAYOUT, 'float32');
   const hash = (i: number) => Buffer.alloc(32, i).toString('base64');
   fc.assert(
-    fc.property(fc.integer({ min: 1, max: form.blocks }), fc.nat(99), fc.nat(HEADER_BYTES - 1), fc.nat(255), (n, k, at, byte) => {
-      const header = { first: k * form.blocks, hashes: Array.from({ length: n }, (_, i) => hash(i)), crc32: 7 };
-      const bytes = Buffer.alloc(HEADER_BYTES);
-      writeHeader(form, header, bytes);
-      const fileBytes = HEADER_BYTES + n * (form.fileBytes - HEADER_BYTES) / form.blocks;
-      expect(readHeader(form, bytes, fileBytes)).toEqual(header);
-      expect(readHeader(form, bytes, fileBytes + 1)).toBeUndefined();
-      const isSame = bytes[at] === byte;
-      bytes[at] = byte;
-      expect(readHeader(form, bytes, fileBytes) !== undefined).toBe(isSame);
-    }),
+    fc.property(
+      fc.integer({ min: 1, max: form.blocks }),
+      fc.nat(99),
+      fc.nat(HEADER_BYTES - 1),
+      fc.nat(255),
+      (n, k, at, byte) => {
+        const header = { first: k * form.blocks, hashes: Array.from({ length: n }, (_, i) => hash(i)), crc32: 7 };
+        const bytes = Buffer.alloc(HEADER_BYTES);
+        writeHeader(form, header, bytes);
+        const fileBytes = HEADER_BYTES + (n * (form.fileBytes - HEADER_BYTES)) / form.blocks;
+        expect(readHeader(form, bytes, fileBytes)).toEqual(header);
+        expect(readHeader(form, bytes, fileBytes + 1)).toBeUndefined();
+        const isSame = bytes[at] === byte;
+        bytes[at] = byte;
+        expect(readHeader(form, bytes, fileBytes) !== undefined).toBe(isSame);
+      },
+    ),
   );
-  fc.assert(fc.property(fc.uint8Array({ maxLength: 2048 }), (bytes) => readHeader(form, Buffer.from(bytes), bytes.length) === undefined));
+  fc.assert(
+    fc.property(
+      fc.uint8Array({ maxLength: 2048 }),
+      (bytes) => readHeader(form, Buffer.from(bytes), bytes.length) === undefined,
+    ),
+  );
 });

@@ -6,7 +6,15 @@ import { WriteBehind } from '../../../services/lib/kv/disk/write-behind.ts';
 import { chainOf, PrefixCache } from '../../../services/lib/kv/prefix.ts';
 import { metrics } from '../../../services/lib/process/metrics.ts';
 import { FakeEngine } from '../../support/fake-engine.ts';
-import { type FolderOptions, openDisk, openFolder, promptOf, restoreAll, SILENT, withFolder } from '../../support/kv-on-disk.ts';
+import {
+  type FolderOptions,
+  openDisk,
+  openFolder,
+  promptOf,
+  restoreAll,
+  SILENT,
+  withFolder,
+} from '../../support/kv-on-disk.ts';
 
 const NEVER = new AbortController().signal;
 const WAIT = { timeout: 50_000 };

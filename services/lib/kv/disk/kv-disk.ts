@@ -161,8 +161,8 @@ export class KvDisk {
    * @param from blocks that were saved before.
    * @param to blocks that are to be saved.
    * @param isThere whether the slot still holds the prompt. Where it does not, nothing is saved.
-   * @returns the number of blocks that are saved now, and the bytes that were written for it. The number is `from` where
-   *   the prompt is gone, or the disk cannot be written to now.
+   * @returns the number of blocks that are saved now, and the bytes that were written for it. The number is `from`
+   *   where the prompt is gone, or the disk cannot be written to now.
    * @throws what the slot's store throws.
    */
   async save(

@@ -40,7 +40,7 @@ import { type ExtentForm, type ExtentHeader, HEADER_BYTES, readHeader } from './
 const ID_FILE = 'folder-id';
 const EXTENT_NAME = /^([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{64})\.kv$/;
 const TEMPORARY_NAME = /^[0-9a-f]{16}-[0-9a-f]{16}-[0-9a-f]{64}\.kv\.[0-9a-f-]{36}\.tmp$/;
-/** A file is written within milliseconds: one that is older than this, in ms, was left behind by a process that died. */
+/** A file is written within milliseconds. One that is older than this, in ms, was left by a process that died. */
 const STALE_MS = 60_000;
 /** Most files of a folder: so many take some 100 MB of a worker's memory at most, and 3 s of its start. */
 const MOST_FILES = 65_536;

@@ -1,6 +1,6 @@
 /**
- * Saves the prompts that are kept in slots to disk while the worker goes on (write-behind), so that they outlive it even
- * when it is killed. A prompt is saved
+ * Saves the prompts that are kept in slots to disk while the worker goes on (write-behind), so that they outlive it
+ * even when it is killed. A prompt is saved
  *
  * - once nobody has used it for {@link IDLE_MS}: while somebody types, its end changes with every keystroke;
  * - before that, as far as it has whole extents in common with the prompt before it, which typing does not change;
@@ -27,8 +27,8 @@ const FAILED_MS = 5000;
 /** Pause between two looks at what other workers have done in the folder, in ms. */
 const LOOK_AROUND_MS = 2000;
 /**
- * Bytes that are written per ms while the worker serves: 64 MB/s. On two cores a model of 0.5B parameters makes 30 MB of
- * KV per second, so this keeps up, and leaves most of a disk to others.
+ * Bytes that are written per ms while the worker serves: 64 MB/s. On two cores a model of 0.5B parameters makes 30 MB
+ * of KV per second, so this keeps up, and leaves most of a disk to others.
  */
 const BYTES_PER_MS = 64_000;
 
