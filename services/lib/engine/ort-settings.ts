@@ -50,7 +50,7 @@ export const saturates = (cpuinfo: string) => /^flags\s*:/m.test(cpuinfo) && !/\
 let cpuInfoText: string | undefined;
 
 /** /proc/cpuinfo of Linux; '' on other systems. Read only once, because its length grows with the number of cores. */
-export function cpuInfo(): string {
+function cpuInfo(): string {
   if (cpuInfoText !== undefined) return cpuInfoText;
   try {
     cpuInfoText = readFileSync('/proc/cpuinfo', 'utf8');
