@@ -90,8 +90,9 @@ describe.each(['disaggregated', 'colocated'] as const)('a worker that keeps KV o
           const again = await complete(asked);
           expect(again.tokenIds).toEqual(answer.tokenIds);
           const restored = await figure('llavacode:kv_disk_restored_tokens_total');
-          expect(again.cached).toBe(restored);
-          return restored;
+          // The gateway's own trial may have been read too.
+          expect(restored).toBeGreaterThanOrEqual(again.cached);
+          return again.cached;
         }, WAIT)
         .toBe(Math.floor(LENGTH / BLOCK_TOKENS) * BLOCK_TOKENS);
     },

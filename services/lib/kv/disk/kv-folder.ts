@@ -67,6 +67,8 @@ export class KvFolder {
   readonly #tenants = new Map<string, { readonly files: Map<string, KvFile>; bytes: number }>();
   /** Files of this form by the hashes of their blocks; of files with the same block, the newest. */
   readonly #byBlock = new Map<string, KvFile>();
+  /** Names of extents that are none, such as folders: they are said once, and left alone. */
+  readonly #unusable = new Set<string>();
   #bytes = 0;
   #files = 0;
 
@@ -125,7 +127,7 @@ export class KvFolder {
       for (const file of files.values()) if (!names.has(file.name)) this.#forget(file);
     }
     const found: { readonly file: KvFile; readonly usedMs: number }[] = [];
-    const unknown = [...names].filter((name) => !this.#knows(name));
+    const unknown = [...names].filter((name) => !this.#knows(name) && !this.#unusable.has(name));
     for (let from = 0; from < unknown.length; from += LOOKS) {
       const looked = await Promise.all(unknown.slice(from, from + LOOKS).map((name) => this.#look(name)));
       for (const each of looked) if (each) found.push(each);
@@ -214,15 +216,16 @@ export class KvFolder {
         return undefined;
       }
       if (tenant === undefined || last === undefined) return undefined;
-      const { size: bytes, mtimeMs: usedMs, nlink } = await lstat(path);
-      if (nlink === 0) return undefined;
+      const { size: bytes, mtimeMs: usedMs } = await lstat(path);
       if (form !== this.form.digest.slice(0, 16)) return { file: { name, tenant, bytes, header: undefined }, usedMs };
       const start = await readWhole(path, Buffer.allocUnsafe(HEADER_BYTES), HEADER_BYTES);
       const header = readHeader(this.form, start, bytes);
       if (header && hexOf(header.hashes.at(-1)!) === last) return { file: { name, tenant, bytes, header }, usedMs };
       await this.#deleteDamaged(name);
     } catch (error) {
-      if (!isMissing(error)) this.#log.warn({ err: error, file: name }, 'a file of KV on disk cannot be looked at');
+      if (isMissing(error)) return undefined;
+      this.#unusable.add(name);
+      this.#log.warn({ err: error, file: name, dir: this.dir }, 'a file of KV on disk cannot be used');
     }
     return undefined;
   }
