@@ -1,7 +1,7 @@
 /**
  * What KV on disk is worth: the first token of a keystroke whose worker was killed (SIGKILL) and started again since
- * the keystroke before, against that of a keystroke whose worker went on. Both have the prompt before them computed; one
- * finds it in memory, the other one on disk. The two are measured in turns, in changing order, and with them a
+ * the keystroke before, against that of a keystroke whose worker went on. Both have the prompt before them computed;
+ * one finds it in memory, the other one on disk. The two are measured in turns, in changing order, and with them a
  * keystroke after a kill whose prompt nobody has computed. Nothing is shared between two measurements.
  */
 import { randomUUID } from 'node:crypto';

@@ -23,7 +23,9 @@ export async function openKvDisk(
   const type = kvDiskPrecision === 'int8' && pool.floats === 'float32' ? 'int8' : pool.floats;
   const folder = await KvFolder.open(kvDiskDir, formOf(origin, pool.layout, type), kvDiskBytes, log);
   log.info({ dir: kvDiskDir, bytes: folder.bytes, type }, 'KV of kept prompts is kept on disk too');
-  return new KvDisk(pool, folder, log);
+  const disk = new KvDisk(pool, folder, log);
+  await disk.warmUp();
+  return disk;
 }
 
 /** Blocks of a prompt that are of use: the last token is always computed (see {@link reusable}). */

@@ -296,6 +296,26 @@ test('KV is read only where that is thought to be quicker than computing, and fo
     expect(await disk.restore(1, 3, found, gone)).toBe(3);
   }));
 
+test('before it serves a worker reads some of what is there, and all its slots stay free', () =>
+  withFolder(async (dir) => {
+    const engine = new FakeEngine(2, CAPACITY);
+    const restored = async () => countOf(metrics.kvDiskRestored);
+    const before = await restored();
+    await (await openDisk(engine, dir)).warmUp(); // nothing is there
+    await saveAll(engine, await openDisk(engine, dir), promptOf(new Array(600).fill(5)));
+    engine.write(1, 0, new Array(CAPACITY).fill(9));
+    const disk = await openDisk(engine, dir);
+    await disk.warmUp();
+    expect(engine.read(1, 592)).toEqual(new Array(592).fill(5));
+    engine.pool.assertConserved(0);
+    expect(await restored()).toBe(before); // no prompt was spared anything
+    // An extent that ends beyond a slot is not read into it.
+    const small = new FakeEngine(1, 300);
+    await (await openDisk(small, dir)).warmUp();
+    expect(small.read(0, 256)).toEqual(new Array(256).fill(5));
+    small.pool.assertConserved(0);
+  }));
+
 test('a prompt that has left its slot is not saved', () =>
   withFolder(async (dir) => {
     const engine = new FakeEngine(2, CAPACITY);

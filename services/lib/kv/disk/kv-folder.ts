@@ -120,6 +120,19 @@ export class KvFolder {
     return this.#byBlock.get(hash);
   }
 
+  /** Extents of this form that could be those of one prompt of at most `most` blocks, from its beginning on. */
+  sample(most: number): KvFile[] {
+    const byFirst = new Map<number, KvFile>();
+    for (const file of this.#byBlock.values()) if (file.header) byFirst.set(file.header.first, file);
+    const files: KvFile[] = [];
+    for (let blocks = 0, next = byFirst.get(0); next?.header; next = byFirst.get(blocks)) {
+      blocks += next.header.hashes.length;
+      if (blocks > most) break;
+      files.push(next);
+    }
+    return files;
+  }
+
   /** Reads which files have come and gone, deletes what is not what its name says, and keeps to the bound. */
   async refresh(): Promise<void> {
     const names = new Set(await readdir(this.dir));
