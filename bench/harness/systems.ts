@@ -3,7 +3,7 @@ import { mkdir } from 'node:fs/promises';
 import { basename, join, resolve } from 'node:path';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import type { PromptOrder } from '../../services/lib/text/prompt-format.ts';
-import type { Flags } from '../../services/supervisor.ts';
+import type { Flags, ServiceProcess } from '../../services/supervisor.ts';
 import type { SystemBenchOptions } from '../options.ts';
 import { reportedIndex } from '../system/cli.ts';
 import type { Pinning } from '../system/cores.ts';
@@ -24,6 +24,8 @@ export interface SystemUnderTest {
   /** Undefined for a system that was running before. */
   readonly deployment: Deployment | undefined;
   readonly url: string;
+  /** Its processes; none of a system that was running before. */
+  readonly processes: readonly ServiceProcess[];
 }
 
 /** Opens the bundle and indexes the repository with it; makes what does not exist yet. */
@@ -64,7 +66,8 @@ export async function withSystems<T>(
   plan: SystemsPlan,
   use: (systems: readonly SystemUnderTest[]) => Promise<T>,
 ): Promise<T> {
-  if (options.url !== undefined) return use([{ name: options.url, deployment: undefined, url: options.url }]);
+  if (options.url !== undefined)
+    return use([{ name: options.url, deployment: undefined, url: options.url, processes: [] }]);
   const settings: SystemSettings = {
     bundle: model.bundle,
     store,
@@ -85,7 +88,7 @@ export async function withSystems<T>(
     for (const deployment of plan.deployments) {
       const system = await startDeployment(deployment, settings);
       running.push(system);
-      systems.push({ name: deploymentName(deployment), deployment, url: system.url });
+      systems.push({ name: deploymentName(deployment), deployment, url: system.url, processes: system.processes });
     }
     return await use(systems);
   } finally {

@@ -15,8 +15,9 @@ export const TYPING_COMMAND = {
     ]),
     pace: oneOf(
       '<kind>',
-      'at the pace it was typed, or waiting for each answer; or pairs of keystrokes, after a warm-up and after an answer',
-      ['typed', 'answered', 'warm-up'],
+      'at the pace it was typed, or waiting for each answer; or pairs of keystrokes, after a warm-up and after an ' +
+        'answer, or with and without a restart of the worker between them',
+      ['typed', 'answered', 'warm-up', 'restart'],
       'typed',
     ),
     promptOrders: option('<list>', 'psm, spm: see --prompt-order of the gateway', words(PROMPT_ORDERS), ['psm']),
@@ -24,6 +25,12 @@ export const TYPING_COMMAND = {
     prefillMs: option('<n>', 'time of a scripted engine for a prompt, in ms', whole, 80),
     stepMs: option('<n>', 'time of a scripted engine for a decode step, in ms', whole, 25),
     lingerMs: option('<n>', 'see --linger-ms of the gateway; for a scripted engine, in ms', whole, 2_000),
+    kvDiskPrecision: oneOf(
+      '<kind>',
+      'see --kv-disk-precision of a worker; for --pace restart',
+      ['exact', 'int8'],
+      'exact',
+    ),
     keystrokes: optional('<n>', 'first keystrokes of the session to replay; all if not given', whole),
     ...SYSTEM_OPTIONS,
   },

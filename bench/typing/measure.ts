@@ -18,6 +18,8 @@ import type { Keystroke, Session } from './session.ts';
 export interface ReplayOptions extends Pick<TypingOptions, 'pace' | 'debounceMs' | 'outputTokens' | 'timeoutMs'> {
   /** Name of the repository in the index. */
   readonly repo: string;
+  /** How KV lies on disk; with `--pace restart` only. */
+  readonly kvDiskPrecision?: TypingOptions['kvDiskPrecision'];
   /** Where answers end; left to the model where not given. */
   readonly stopAt?: StopAt | undefined;
 }
@@ -81,6 +83,31 @@ export interface WarmUpRun extends Omit<Variant, 'reuse'> {
   readonly records: readonly { readonly warmed: ClientRecord; readonly completed: ClientRecord }[];
 }
 
+/**
+ * Keystrokes whose worker went on, was killed and started again, or was killed and had never computed their prompt:
+ * medians of times in ms and of tokens.
+ */
+export interface RestartRun extends Omit<Variant, 'reuse'> {
+  readonly deployment: string;
+  /** Trials of which all three keystrokes were answered. */
+  readonly trials: number;
+  readonly failed: number;
+  readonly warmMs: number;
+  readonly restartedMs: number;
+  readonly computedMs: number;
+  /** Time after a restart over time without one, trial by trial. */
+  readonly ratio: number;
+  readonly ratioInterval: Interval;
+  readonly promptTokens: number;
+  readonly warmCachedTokens: number;
+  readonly restoredTokens: number;
+  readonly records: readonly {
+    readonly warm: ClientRecord;
+    readonly restarted: ClientRecord;
+    readonly computed: ClientRecord;
+  }[];
+}
+
 export interface TypingResult {
   readonly model: string;
   readonly options: ReplayOptions;
@@ -89,6 +116,8 @@ export interface TypingResult {
   readonly predicted?: readonly PredictedRun[];
   /** Runs with `--pace warm-up`, which have no others. */
   readonly warmUps?: readonly WarmUpRun[];
+  /** Runs with `--pace restart`, which have no others. */
+  readonly restarts?: readonly RestartRun[];
 }
 
 type Ask = (request: Omit<PlannedRequest, 'body'>, key: Keystroke, index: number) => Promise<ClientRecord>;

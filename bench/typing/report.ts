@@ -1,7 +1,7 @@
 /** The report of `bench typing`. */
 import { figure, percent, table } from '../report/markdown.ts';
 import type { Bench, Report } from '../report/report.ts';
-import type { PredictedRun, TypingResult, WarmUpRun } from './measure.ts';
+import type { PredictedRun, RestartRun, TypingResult, WarmUpRun } from './measure.ts';
 
 export const TYPING: Bench<TypingResult> = {
   name: 'typing',
@@ -13,7 +13,8 @@ export const TYPING: Bench<TypingResult> = {
     'of prompts reused': 'share of the prompt tokens of answered requests whose KV was in the cache',
   },
   report: ({ result }) => reportTyping(result),
-  headline: ({ runs, predicted, warmUps }) => {
+  headline: ({ runs, predicted, warmUps, restarts }) => {
+    if (restarts) return headlineOfRestarts(restarts);
     if (warmUps) return headlineOfWarmUps(warmUps);
     return predicted ? headlineOfPredicted(predicted) : headlineOf(runs);
   },
@@ -40,6 +41,47 @@ function headlineOfPredicted(runs: readonly PredictedRun[]): string {
 const headlineOfWarmUps = (runs: readonly WarmUpRun[]) =>
   'time to the first token after a warm-up, over that after a completion: ' +
   runs.map(({ deployment, promptOrder, ratio }) => `${figure(ratio)} (${deployment}, ${promptOrder})`).join(', ');
+
+const headlineOfRestarts = (runs: readonly RestartRun[]) =>
+  'time to the first token after a worker was killed and started again, over that of one that went on: ' +
+  runs.map(({ deployment, promptOrder, ratio }) => `${figure(ratio)} (${deployment}, ${promptOrder})`).join(', ');
+
+const RESTART_HEAD = [
+  'deployment',
+  'context',
+  'order',
+  'trials',
+  'failed',
+  'TTFT without a restart, ms',
+  'TTFT after kill and restart, ms',
+  'ratio (95 % interval)',
+  'TTFT if computed anew, ms',
+  'tokens of the prompt',
+  'of them in memory',
+  'of them read from disk',
+];
+
+function reportRestarts({ options }: TypingResult, runs: readonly RestartRun[]): Report {
+  const rows = runs.map((run) => [
+    run.deployment,
+    run.context,
+    run.promptOrder,
+    String(run.trials),
+    String(run.failed),
+    figure(run.warmMs),
+    figure(run.restartedMs),
+    `${figure(run.ratio)} (${figure(run.ratioInterval.low)} to ${figure(run.ratioInterval.high)})`,
+    figure(run.computedMs),
+    figure(run.promptTokens),
+    figure(run.warmCachedTokens),
+    figure(run.restoredTokens),
+  ]);
+  const what =
+    'Each trial types one key of the session three times: after the key before it, after that and a SIGKILL of the ' +
+    'worker that had computed it, and after a SIGKILL where nobody had. It is the first prompt of the new process. ' +
+    `KV lies on disk as ${options.kvDiskPrecision ?? 'exact'}. All figures are medians; that of the ratio is over the trials.`;
+  return { markdown: [what, table(RESTART_HEAD, rows, ['left', 'left', 'left'])].join('\n\n'), charts: [] };
+}
 
 const WARM_UP_HEAD = [
   'deployment',
@@ -121,8 +163,9 @@ function reportPredicted({ options }: TypingResult, runs: readonly PredictedRun[
 }
 
 function reportTyping(result: TypingResult): Report {
-  const { options, runs, predicted, warmUps } = result;
+  const { options, runs, predicted, warmUps, restarts } = result;
   if (warmUps) return reportWarmUps(warmUps);
+  if (restarts) return reportRestarts(result, restarts);
   if (predicted) return reportPredicted(result, predicted);
   const rows = runs.map((run) => [
     run.deployment,

@@ -116,6 +116,6 @@ export class ScriptedEngine {
     const { fingerprint } = this.#options;
     const slots = { capacity: CAPACITY, slots: SLOTS, freeSlots: SLOTS, queued: 0 };
     const pace = { prefillTokensPerSecond: 0, overdueMs: 0 };
-    return { role, model: 'scripted', fingerprint, layout: null, ...slots, ...pace, device: 'cpu' };
+    return { role, model: 'scripted', fingerprint, layout: null, ...slots, ...pace, device: 'cpu', kvFolder: '' };
   }
 }

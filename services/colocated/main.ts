@@ -2,6 +2,7 @@
 import { KvPuller } from '../decode/kv-puller.ts';
 import { loadEngine } from '../lib/engine/load.ts';
 import { runWorker } from '../lib/worker/run.ts';
+import { openKvDisk } from '../prefill/kv-on-disk.ts';
 import { createColocatedService } from './service.ts';
 import type { ColocatedConfig } from './settings.ts';
 
@@ -12,11 +13,17 @@ export const runColocated = (config: ColocatedConfig): Promise<void> =>
     config,
     build: async ({ log, life, files, security, address }) => {
       // One set of weights: those for decoding, because bandwidth bounds the steps, not the prompts.
-      const { bundle, session, modelName, device, lost, dispose } = await loadEngine(config, 'both', log, files);
+      const { bundle, session, origin, modelName, device, lost, dispose } = await loadEngine(
+        config,
+        'both',
+        log,
+        files,
+      );
       life.onStop('engine', dispose);
       const { fingerprint } = bundle.manifest;
       const puller = new KvPuller(session.pool, fingerprint, log, config.kvWire, security);
       life.onStop('connections to prefill workers', () => puller.close());
+      const disk = await openKvDisk(config, origin, session.pool, log);
       const options = {
         ...config,
         model: modelName,
@@ -26,7 +33,8 @@ export const runColocated = (config: ColocatedConfig): Promise<void> =>
         address,
         secret: security.secret,
       };
-      const service = createColocatedService(session, options, puller, log);
+      const service = createColocatedService({ session, puller, disk, log }, options);
+      life.onStop('KV on disk', () => service.saveKv(life.almostOver));
       await service.warmUp();
       return { mounts: service.mounts, observe: service.observe, modelName, device, lost };
     },

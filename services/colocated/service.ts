@@ -3,6 +3,7 @@ import type { KvPuller } from '../decode/kv-puller.ts';
 import { RemoteKv } from '../decode/kv-source.ts';
 import type { StepEngine } from '../decode/loop.ts';
 import { createDecodeService } from '../decode/service.ts';
+import type { KvDisk } from '../lib/kv/disk/kv-disk.ts';
 import { PrefixCache } from '../lib/kv/prefix.ts';
 import type { Logger } from '../lib/process/log.ts';
 import { LeaseTable } from '../prefill/leases.ts';
@@ -15,12 +16,15 @@ import { SharedEngine } from './shared-engine.ts';
 export type ColocatedOptions = Omit<PrefillOptions, 'chunkTokens' | 'heldElsewhere' | 'engineContended'> &
   Pick<ColocatedConfig, 'kvLeaseMs' | 'prefillChunkTokens' | 'sharedChunkTokens' | 'queueSequences'>;
 
-export function createColocatedService(
-  session: PromptEngine & StepEngine,
-  options: ColocatedOptions,
-  puller: KvPuller,
-  log: Logger,
-) {
+export interface ColocatedParts {
+  readonly session: PromptEngine & StepEngine;
+  readonly puller: KvPuller;
+  /** Keeps the KV of prompts on disk; undefined where none is kept there. */
+  readonly disk?: KvDisk | undefined;
+  readonly log: Logger;
+}
+
+export function createColocatedService({ session, puller, disk, log }: ColocatedParts, options: ColocatedOptions) {
   const engine = new SharedEngine(session);
   const { pool } = engine;
   const prefixes = new PrefixCache(pool);
@@ -45,7 +49,7 @@ export function createColocatedService(
   });
   const isDecoding = () => decode.running() > 0;
   const prefill = createPrefillService(
-    { engine, prefixes, leases, log },
+    { engine, prefixes, leases, disk, log },
     {
       ...options,
       // While sequences decode, each of their tokens waits for a whole chunk.
@@ -57,6 +61,8 @@ export function createColocatedService(
   return {
     mounts: [...prefill.mounts, ...decode.mounts],
     warmUp: prefill.warmUp,
+    /** Saves the KV of kept prompts that is not on disk yet; see the prefill service. */
+    saveKv: prefill.saveKv,
     /** Brings gauges up to date before they are read. */
     observe: prefill.observe,
   };

@@ -2,6 +2,7 @@
 import { loadEngine } from '../lib/engine/load.ts';
 import { PrefixCache } from '../lib/kv/prefix.ts';
 import { runWorker } from '../lib/worker/run.ts';
+import { openKvDisk } from './kv-on-disk.ts';
 import { LeaseTable } from './leases.ts';
 import { createPrefillService } from './service.ts';
 import type { PrefillConfig } from './settings.ts';
@@ -12,12 +13,18 @@ export const runPrefill = (config: PrefillConfig): Promise<void> =>
     roles: ['prefill'],
     config,
     build: async ({ log, life, security, files, address }) => {
-      const { bundle, session, modelName, device, lost, dispose } = await loadEngine(config, 'prefill', log, files);
+      const { bundle, session, origin, modelName, device, lost, dispose } = await loadEngine(
+        config,
+        'prefill',
+        log,
+        files,
+      );
       life.onStop('engine', dispose);
       const prefixes = new PrefixCache(session.pool);
       const leases = new LeaseTable(session.pool, prefixes, config.kvLeaseMs);
+      const disk = await openKvDisk(config, origin, session.pool, log);
       const service = createPrefillService(
-        { engine: session, prefixes, leases, log },
+        { engine: session, prefixes, leases, disk, log },
         {
           ...config,
           model: modelName,
@@ -29,6 +36,7 @@ export const runPrefill = (config: PrefillConfig): Promise<void> =>
           secret: security.secret,
         },
       );
+      life.onStop('KV on disk', () => service.saveKv(life.almostOver));
       await service.warmUp();
       return { mounts: service.mounts, observe: service.observe, modelName, device, lost };
     },

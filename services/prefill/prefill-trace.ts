@@ -37,6 +37,11 @@ export class PrefillTrace {
     this.#part.event('chunk', performance.now(), { 'llavacode.chunk.from': from, 'llavacode.chunk.to': to });
   }
 
+  /** KV was read from disk. @param positions that the slot holds now. */
+  restored(positions: number): void {
+    this.#part.event('restored', performance.now(), { 'llavacode.positions': positions });
+  }
+
   computed({ cachedTokens, chunks }: Pick<PrefillResult, 'cachedTokens' | 'chunks'>): void {
     this.#root.set({ 'gen_ai.usage.cache_read.input_tokens': cachedTokens, 'llavacode.chunks': chunks });
     this.#next('staged');

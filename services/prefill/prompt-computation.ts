@@ -37,6 +37,8 @@ export interface PrefillJob {
   readonly signal: AbortSignal;
   /** Told of each chunk that is in the slot, by its positions [from, to). */
   readonly onChunk?: ((from: number, to: number) => void) | undefined;
+  /** Told of the positions that the slot holds when KV was read from disk. */
+  readonly onRestored?: ((positions: number) => void) | undefined;
 }
 
 /** A job and the hashes under which its KV can be found again. */

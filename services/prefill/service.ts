@@ -1,4 +1,6 @@
 /** The prefill worker as gRPC services: Prefill for the gateway, Kv for decoders (kv-service.ts). */
+import type { KvDisk } from '../lib/kv/disk/kv-disk.ts';
+import { WriteBehind } from '../lib/kv/disk/write-behind.ts';
 import type { PrefixCache } from '../lib/kv/prefix.ts';
 import { ServingError } from '../lib/process/errors.ts';
 import type { Logger } from '../lib/process/log.ts';
@@ -25,6 +27,8 @@ export interface PrefillParts {
   readonly engine: PromptEngine;
   readonly prefixes: PrefixCache;
   readonly leases: LeaseTable;
+  /** Keeps the KV of prompts on disk; undefined where none is kept there. */
+  readonly disk?: KvDisk | undefined;
   readonly log: Logger;
 }
 
@@ -47,7 +51,7 @@ export interface PrefillOptions extends Pick<PrefillConfig, 'queueTokens' | 'que
   readonly secret?: SystemSecret | undefined;
 }
 
-export function createPrefillService({ engine, prefixes, leases, log }: PrefillParts, options: PrefillOptions) {
+export function createPrefillService({ engine, prefixes, leases, disk, log }: PrefillParts, options: PrefillOptions) {
   const { pool } = engine;
   const { fingerprint, draining } = options;
   const queue = new PromptQueue<QueuedJob>(options.queueTokens, options.queueOrder);
@@ -56,8 +60,12 @@ export function createPrefillService({ engine, prefixes, leases, log }: PrefillP
     onIdle: () => pool.assertConserved(leases.size + (options.heldElsewhere?.() ?? 0)),
     // A process that drains does not finish chunks that no caller waits for.
     engineContended: () => draining.aborted || options.engineContended?.() === true,
+    disk,
   };
   const worker = new PrefillWorker(engine, queue, leases, prefixes, workerOptions, log);
+
+  const writeBehind = disk && new WriteBehind(pool, prefixes, disk, log);
+  writeBehind?.start();
 
   const prefill = (request: PrefillRequest__Output, signal: AbortSignal, caller: TraceHeaders) => {
     const trace = PrefillTrace.begin(caller, request.tokenIds.length);
@@ -103,6 +111,7 @@ export function createPrefillService({ engine, prefixes, leases, log }: PrefillP
       prefillTokensPerSecond: queue.rate,
       overdueMs: engine.overdueMs,
       device: options.device,
+      kvFolder: disk?.folderId ?? '',
     };
   };
 
@@ -116,6 +125,8 @@ export function createPrefillService({ engine, prefixes, leases, log }: PrefillP
       const { tokens, seconds } = await measureRate(engine);
       queue.measured(tokens, seconds);
     },
+    /** Saves what is not on disk yet of kept prompts when nothing is served any more, until the signal aborts. */
+    saveKv: (until: AbortSignal) => writeBehind?.stop(until),
     /** Brings gauges up to date before they are read. */
     observe: () => leases.observe(),
   };
@@ -136,6 +147,7 @@ const jobOf = (
   cacheSalt: request.cacheSalt,
   signal,
   onChunk: trace && ((from, to) => trace.chunk(from, to)),
+  onRestored: trace && ((positions) => trace.restored(positions)),
 });
 
 const firstMessage = (result: PrefillResult) => ({

@@ -5,10 +5,12 @@
  * earlier prompt is not computed again.
  */
 import { Deferred } from '../lib/async/deferred.ts';
+import type { KvDisk } from '../lib/kv/disk/kv-disk.ts';
 import { chainOf, type PrefixCache, type PrefixSlot } from '../lib/kv/prefix.ts';
 import type { Logger } from '../lib/process/log.ts';
 import { metrics } from '../lib/process/metrics.ts';
 import { tenantOfSalt } from '../lib/request/cache-salt.ts';
+import { cachedTokens, restoredStart } from './kv-on-disk.ts';
 import type { Lease, LeaseTable } from './leases.ts';
 import {
   type HashedJob,
@@ -54,6 +56,8 @@ export interface PrefillWorkerOptions {
   readonly onIdle: () => void;
   /** Whether something other than prompts wants the engine. */
   readonly engineContended: () => boolean;
+  /** Prompts whose KV is on disk; undefined where none is kept there. */
+  readonly disk?: KvDisk | undefined;
 }
 
 export class PrefillWorker {
@@ -92,10 +96,12 @@ export class PrefillWorker {
     const accepted = new Deferred<AcceptedPrompt>();
     const done = new Deferred<PrefillResult>();
     const chain = job.promptLogprobs >= 0 ? [] : chainOf(job.prompt, job.cacheSalt);
+    const { length } = job.prompt.ids;
+    const inMemory = this.#prefixes.matchedTokens(chain, length);
     const queued: QueuedJob = {
       ...job,
       chain,
-      tokens: job.prompt.ids.length - this.#prefixes.matchedTokens(chain, job.prompt.ids.length),
+      tokens: length - cachedTokens(this.#options.disk, { ...job, chain }, inMemory, this.#queue.rate),
       queuedAtMs: performance.now(),
       accept: accepted.resolve,
       finish: done.resolve,
@@ -163,9 +169,9 @@ export class PrefillWorker {
   }
 
   /** Never rejects: failures go to the job. */
-  async #serve(job: QueuedJob, start: PrefixSlot): Promise<void> {
+  async #serve(job: QueuedJob, reserved: PrefixSlot): Promise<void> {
     const { length } = job.prompt.ids;
-    const lease = this.#leases.open(start.slot, length, job.readers);
+    const lease = this.#leases.open(reserved.slot, length, job.readers);
     // The slot of a prompt that computes is free once nothing writes to it any more: after the current chunk at the
     // latest.
     const cancel = () => {
@@ -174,19 +180,21 @@ export class PrefillWorker {
     };
     job.signal.addEventListener('abort', cancel, { once: true });
     lease.released.catch(() => {}).then(() => job.signal.removeEventListener('abort', cancel));
-    this.#computing += length - start.positions;
+    this.#computing += length - reserved.positions;
     metrics.running.inc();
     try {
       const queueSeconds = (performance.now() - job.queuedAtMs) / 1000;
       if (job.promptLogprobs < 0) metrics.prefixQueries.inc(length); // prompts with logprobs never use the cache
-      metrics.prefixHits.inc(start.positions);
       job.accept({ lease, queueSeconds });
-      const result = await this.#computer.compute(job, start, lease, (rest) => this.#runShorterFirst(job, rest));
+      const { start, seconds: restoreSeconds } = await this.#restore(job, reserved, lease);
+      metrics.prefixHits.inc(start.positions);
+      const computed = await this.#computer.compute(job, start, lease, (rest) => this.#runShorterFirst(job, rest));
+      const result = { ...computed, seconds: restoreSeconds + computed.seconds };
       job.signal.throwIfAborted(); // `cancel` leaves the end of an incomplete lease to us
       this.#prefixes.add(lease.slot.index, job.chain, length, tenantOfSalt(job.cacheSalt));
       const firstTokenIds = result.tokens.map((token) => token.id);
       this.#leases.complete(lease, firstTokenIds);
-      this.#queue.measured(length - result.cachedTokens, result.seconds);
+      this.#queue.measured(length - result.cachedTokens, computed.seconds);
       metrics.prefillTime.observe(result.seconds);
       this.#log.debug(
         {
@@ -194,6 +202,7 @@ export class PrefillWorker {
           trace_id: job.traceId,
           prompt_tokens: length,
           cached_tokens: result.cachedTokens,
+          restore_ms: Math.round(restoreSeconds * 1000),
           queue_ms: Math.round(queueSeconds * 1000),
           prefill_ms: Math.round(result.seconds * 1000),
         },
@@ -203,9 +212,22 @@ export class PrefillWorker {
     } catch (error) {
       this.#abandon(job, lease, error);
     } finally {
-      this.#computing -= length - start.positions;
+      this.#computing -= length - reserved.positions;
       metrics.running.dec();
     }
+  }
+
+  /** Reads what of the prompt is on disk. @throws the reason of the job's signal. */
+  async #restore(job: QueuedJob, reserved: PrefixSlot, lease: Lease): Promise<{ start: PrefixSlot; seconds: number }> {
+    const { disk } = this.#options;
+    if (disk === undefined) return { start: reserved, seconds: 0 };
+    const startedMs = performance.now();
+    const start = await restoredStart(disk, job, reserved, this.#queue.rate);
+    if (start === reserved) return { start, seconds: 0 };
+    if (job.signal.aborted) lease.advance(start.positions); // the next try can start from these
+    job.signal.throwIfAborted();
+    job.onRestored?.(start.positions);
+    return { start, seconds: (performance.now() - startedMs) / 1000 };
   }
 
   #abandon(job: QueuedJob, lease: Lease, error: unknown): void {

@@ -359,6 +359,6 @@ test('a prompt that is computed is logged at debug, with its request and its tim
   const { client } = await startPrefill({ log: keepingLog(lines) });
   await (await begin(client, prefillRequest([1, 2, 3, 4, 5], { requestId: 'r1', readers: 0 }))).first();
   const counts = { request_id: 'r1', prompt_tokens: 5, cached_tokens: 0 };
-  const times = { queue_ms: expect.any(Number), prefill_ms: expect.any(Number) };
+  const times = { restore_ms: 0, queue_ms: expect.any(Number), prefill_ms: expect.any(Number) };
   expect(lines).toEqual([{ level: 'debug', message: 'prompt computed', ...counts, ...times }]);
 });

@@ -20,6 +20,7 @@ const NEEDS_A_DATE: Record<string, string> = {
   'lib/process/certificate.ts': 'certificates are valid between two dates',
   'lib/process/reload.ts': 'when files were read again, as a metric that is compared with the dates of others',
   'lib/model/bundle/integrity.ts': 'the age of a file, which the file system stamps',
+  'lib/kv/disk/kv-folder.ts': 'the age of a file and the order of their last use, which the file system stamps',
   'lib/engine/prepacked.ts': 'the age of a file, which the file system stamps',
 };
 

@@ -17,6 +17,7 @@ interface Says {
   prefillTokensPerSecond?: number;
   overdueMs?: number;
   device?: string;
+  kvFolder?: string;
 }
 
 /** A pool whose workers answer with what `answers` holds for their address now; 'nothing' makes one hang. */

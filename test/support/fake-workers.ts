@@ -200,6 +200,7 @@ export function fakeWorkers(model: FakeModel): FakeWorkers {
     prefillTokensPerSecond: model.prefillTokensPerSecond ?? 0,
     overdueMs: 0,
     device: 'cpu',
+    kvFolder: '',
   });
 
   const prefillAt = (address: string): PrefillClient => ({

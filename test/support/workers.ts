@@ -127,7 +127,7 @@ export async function startColocated(change: Partial<ColocatedOptions> = {}, eng
     address: () => server.address,
     ...change,
   };
-  const service = createColocatedService(engine, options, puller, SILENT);
+  const service = createColocatedService({ session: engine, puller, log: SILENT }, options);
   const server = await serveRpc('127.0.0.1', 0, service.mounts);
   const client = connectPrefill(server.address);
   const decoder = connectDecode(server.address);

@@ -7,6 +7,7 @@ import { ServingError } from '../../lib/process/errors.ts';
 import type { Logger } from '../../lib/process/log.ts';
 import { metrics } from '../../lib/process/metrics.ts';
 import type { DecodeClient, PrefillClient } from '../../lib/rpc/contract.ts';
+import { homeName, KvFolders } from './kv-folders.ts';
 import { choosePrefillLocation } from './prefill-location.ts';
 import type { WorkerPoolConfig } from './settings.ts';
 import type { Describable, Worker, WorkerLease } from './worker.ts';
@@ -89,6 +90,7 @@ export class WorkerPool {
   readonly #decode: WorkerSet<DecodeClient>;
   readonly #closing = new AbortController();
   readonly #location: Pick<WorkerPoolConfig, 'localPrefill' | 'localPrefillTokens'>;
+  readonly #kvFolders = new KvFolders();
   #capacity = 0;
   #refreshing: Promise<unknown> | undefined;
   /** When all workers were asked last, on the monotonic clock. */
@@ -124,6 +126,10 @@ export class WorkerPool {
       loadElsewhere: () => 0,
       rate: ({ prefillTokensPerSecond }) => prefillTokensPerSecond,
       hasRoom: ({ jobs }) => jobs < PROMPTS_PER_WORKER,
+      onAnswer: () => {
+        this.#kvFolders.heard(this.#prefill.usable);
+        shared.onAnswer();
+      },
     });
     this.#decode = new WorkerSet({
       ...shared,
@@ -200,8 +206,10 @@ export class WorkerPool {
   }
 
   /** Workers with room for the prompt and one of its sequences, or undefined. */
-  place(request: PlacementRequest): Placement | undefined {
-    const { continues, positions, preferNot } = request;
+  place(asked: PlacementRequest): Placement | undefined {
+    const { continues, positions, preferNot, affinityWorker } = asked;
+    const heir = this.#kvFolders.heirOf(affinityWorker, this.#prefill.usable);
+    const request = { ...asked, affinityWorker: heir?.address ?? affinityWorker };
     const prefills = without(this.#prefill.ready(positions), preferNot);
     const decoders = continues ? without(this.#readyToDecode(positions), preferNot) : [];
     if (prefills.length === 0 || (continues && decoders.length === 0)) return undefined;
@@ -374,10 +382,15 @@ function preferred<C extends Describable>(
   return cached.totalLoad <= least.totalLoad + (known ? affinityTokens : homeTokens) ? cached : least;
 }
 
-/** The home of a session by rendezvous hashing: a worker that comes or goes moves its own sessions alone. */
+/**
+ * The home of a session by rendezvous hashing: a worker that comes or goes moves its own sessions alone. Of workers
+ * that share a folder, which have the same KV, it is the least loaded.
+ */
 function homeAmong<C extends Describable>(workers: readonly Worker<C>[], session: string): Worker<C> {
   const weighed = workers.map((worker) => {
-    const weight = createHash('sha256').update(`${session} ${worker.address}`).digest('hex');
+    const weight = createHash('sha256')
+      .update(`${session} ${homeName(worker)}`)
+      .digest('hex');
     return { worker, weight };
   });
   return weighed.reduce((best, each) => (each.weight > best.weight ? each : best)).worker;

@@ -3,6 +3,7 @@
  * ready, and on a device it has been compared with the CPU.
  */
 import { join } from 'node:path';
+import type { KvOrigin } from '../kv/disk/extent.ts';
 import type { KvLayout } from '../kv/layout.ts';
 import { KvPool } from '../kv/pool.ts';
 import { assertRunsOn, type Bundle, filesOf, floatsOf, openBundle, promptPart } from '../model/bundle/bundle.ts';
@@ -27,6 +28,8 @@ import {
 } from './memory.ts';
 import type { SessionOptions } from './ort.ts';
 import { pinProcess } from './ort-affinity.ts';
+import { RUNTIME_VERSION } from './ort-api.ts';
+import { cpuFeatures } from './ort-settings.ts';
 import { keptReference, referenceName } from './reference.ts';
 import {
   assertComputesRight,
@@ -58,6 +61,8 @@ export interface DeviceCheck extends SelfCheck {
 export interface WorkerEngine {
   readonly bundle: Bundle;
   readonly session: DecoderSession;
+  /** What its KV depends on besides the prompts. */
+  readonly origin: KvOrigin;
   /** The model's name, as clients ask for it. */
   readonly modelName: string;
   readonly device: DeviceReport;
@@ -105,9 +110,16 @@ export async function loadEngine(
   const report = { kind: device.kind, name: device.name, reason };
   const loadMs = Math.round(performance.now() - started);
   log.info({ model: bundle.manifest.name, load_ms: loadMs, device: report, check }, 'engine loaded');
+  const part = work === 'prefill' ? promptPart(bundle.manifest, device.kind) : 'llm';
+  const computer = device.kind === 'cpu' ? cpuFeatures() : device.name;
+  const origin = {
+    fingerprint: bundle.manifest.fingerprint,
+    computedBy: `${part} by ONNX Runtime ${RUNTIME_VERSION} on ${device.kind}, ${computer}`,
+  };
   return {
     bundle,
     session: engine.session,
+    origin,
     modelName: config.servedName || bundle.manifest.name,
     device: report,
     check,

@@ -1,5 +1,6 @@
 /** The settings with which a session of ONNX Runtime is opened: threads, spinning, provider. */
 import { readFileSync } from 'node:fs';
+import { cpus } from 'node:os';
 import type { FileGuard } from '../model/bundle/integrity.ts';
 import type { Logger } from '../process/log.ts';
 import { CPU, type Device } from './device.ts';
@@ -49,7 +50,7 @@ export const saturates = (cpuinfo: string) => /^flags\s*:/m.test(cpuinfo) && !/\
 let cpuInfoText: string | undefined;
 
 /** /proc/cpuinfo of Linux; '' on other systems. Read only once, because its length grows with the number of cores. */
-export function cpuInfo(): string {
+function cpuInfo(): string {
   if (cpuInfoText !== undefined) return cpuInfoText;
   try {
     cpuInfoText = readFileSync('/proc/cpuinfo', 'utf8');
@@ -57,6 +58,12 @@ export function cpuInfo(): string {
     cpuInfoText = '';
   }
   return cpuInfoText;
+}
+
+/** Platform and instruction sets as Linux lists them; on other systems the CPU's name. */
+export function cpuFeatures(): string {
+  const listed = /^(?:flags|Features)\s*:\s*(.+)$/m.exec(cpuInfo())?.[1];
+  return `${process.platform}-${process.arch} ${listed ?? cpus()[0]?.model ?? 'unknown'}`;
 }
 
 export class SessionSettings {

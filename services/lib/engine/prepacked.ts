@@ -14,7 +14,6 @@
 import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import { chmod, lstat, mkdtemp, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
-import { cpus } from 'node:os';
 import { basename, dirname, join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
 import type { BundleFile } from '../model/bundle/bundle.ts';
@@ -23,7 +22,7 @@ import { ServingError } from '../process/errors.ts';
 import { makeFolder } from '../process/os-errors.ts';
 import { isOwnAlone } from '../process/private-files.ts';
 import { RUNTIME_VERSION, runtime } from './ort-api.ts';
-import { cpuInfo, type PrepackedCache, SessionSettings } from './ort-settings.ts';
+import { cpuFeatures, type PrepackedCache, SessionSettings } from './ort-settings.ts';
 
 interface PackKey {
   /** Fingerprint of the bundle, and which of its graphs this is. */
@@ -205,10 +204,4 @@ async function replace(folder: string, made: string, key: PackKey, guard: FileGu
       await rm(away, { recursive: true, force: true });
     }
   }
-}
-
-/** Platform and instruction sets as Linux lists them; on other systems the CPU's name. */
-function cpuFeatures(): string {
-  const listed = /^(?:flags|Features)\s*:\s*(.+)$/m.exec(cpuInfo())?.[1];
-  return `${process.platform}-${process.arch} ${listed ?? cpus()[0]?.model ?? 'unknown'}`;
 }

@@ -37,11 +37,16 @@ export interface PrefixSlot {
   readonly copyFrom: { readonly slot: number; readonly done: () => void } | undefined;
 }
 
-interface CachedPrompt {
+/** A prompt whose KV is in a slot. While the cache has it, the positions of its blocks do not change. */
+export interface CachedPrompt {
   readonly slot: number;
   readonly chain: PromptChain;
   readonly tenant: string;
+  /** Blocks that it has in common with the prompt that it started from: what is typed does not change them. */
+  readonly sharedBlocks: number;
   lastUsed: number;
+  /** When that was, in ms of the monotonic clock. */
+  lastUsedMs: number;
   /** Whether a later prompt started from it, or it started itself from what the slot held. */
   reused: boolean;
   /** Copies being made from it. While there are any, it is neither evicted nor written to. */
@@ -54,6 +59,9 @@ export class PrefixCache {
   readonly #entries = new Map<number, CachedPrompt>();
   /** Held slots that a prompt took over with their content. */
   readonly #takenOver = new Set<number>();
+  /** By held slot: blocks with which its prompt started. */
+  readonly #sharedBlocks = new Map<number, number>();
+  readonly #evictionListeners: ((prompt: CachedPrompt) => void)[] = [];
   #clock = 0;
 
   constructor(pool: KvPool) {
@@ -71,13 +79,13 @@ export class PrefixCache {
     const match = this.#longest(chain);
     if (match === undefined) return this.#reserveEmpty(promptTokens, tenant);
     const { entry, blocks } = match;
-    entry.lastUsed = ++this.#clock;
+    this.#use(entry);
     entry.reused = true;
     const positions = reusable(blocks, promptTokens);
     const isMost = blocks * 2 >= entry.chain.length;
     if (isMost) {
       const slot = this.#takeOver(entry, promptTokens);
-      if (slot) return { slot, positions, copyFrom: undefined };
+      if (slot) return this.#started(blocks, { slot, positions, copyFrom: undefined });
     }
     entry.pins++;
     const done = () => {
@@ -85,11 +93,31 @@ export class PrefixCache {
       this.#pool.offer(); // the slot can be evicted again
     };
     const slot = this.#reserveSlot(promptTokens, tenant);
-    if (slot) return { slot, positions, copyFrom: { slot: entry.slot, done } };
+    if (slot) return this.#started(blocks, { slot, positions, copyFrom: { slot: entry.slot, done } });
     done();
     // The only slot that could be evicted is the one that holds the beginning: take it over.
     const own = this.#takeOver(entry, promptTokens);
-    return own && { slot: own, positions, copyFrom: undefined };
+    return own && this.#started(blocks, { slot: own, positions, copyFrom: undefined });
+  }
+
+  /** The prompts that can be found now. */
+  get prompts(): Iterable<CachedPrompt> {
+    return this.#entries.values();
+  }
+
+  /** Whether a prompt can still be found where it was: as long as it can, its KV is there. */
+  has(prompt: CachedPrompt): boolean {
+    return this.#entries.get(prompt.slot) === prompt;
+  }
+
+  /** The prompt that would go if room were needed now; undefined if none could. */
+  get nextToGo(): CachedPrompt | undefined {
+    return this.#victim(undefined);
+  }
+
+  /** Subscribes a part that wants to know which prompts go because room is needed. */
+  onEvicted(listener: (prompt: CachedPrompt) => void): void {
+    this.#evictionListeners.push(listener);
   }
 
   /** Positions of a prompt that would not have to be computed if it came now. */
@@ -105,7 +133,10 @@ export class PrefixCache {
     const chain = prompt.slice(0, Math.floor(computed / BLOCK_TOKENS));
     if (chain.length === 0) return;
     const reused = this.#takenOver.has(slot);
-    this.#entries.set(slot, { slot, chain, tenant, lastUsed: ++this.#clock, reused, pins: 0 });
+    const sharedBlocks = Math.min(this.#sharedBlocks.get(slot) ?? 0, chain.length);
+    const entry = { slot, chain, tenant, sharedBlocks, lastUsed: 0, lastUsedMs: 0, reused, pins: 0 };
+    this.#use(entry);
+    this.#entries.set(slot, entry);
   }
 
   /** Gives a slot back: kept if it holds a cached prompt, else empty. */
@@ -159,7 +190,18 @@ export class PrefixCache {
   #reserveSlot(promptTokens: number, tenant: string): KvSlot | undefined {
     const slot = this.#pool.reserve(promptTokens, tenant);
     if (slot) this.#takenOver.delete(slot.index);
+    if (slot) this.#sharedBlocks.delete(slot.index);
     return slot;
+  }
+
+  #started(blocks: number, start: PrefixSlot): PrefixSlot {
+    this.#sharedBlocks.set(start.slot.index, blocks);
+    return start;
+  }
+
+  #use(entry: CachedPrompt): void {
+    entry.lastUsed = ++this.#clock;
+    entry.lastUsedMs = performance.now();
   }
 
   #longest(chain: PromptChain): { entry: CachedPrompt; blocks: number } | undefined {
@@ -185,6 +227,15 @@ export class PrefixCache {
    * @param tenant whose prompt needs it: on ties it loses one of its own.
    */
   #evict(tenant: string | undefined): number | undefined {
+    const victim = this.#victim(tenant);
+    if (victim === undefined) return undefined;
+    this.#entries.delete(victim.slot);
+    for (const listener of this.#evictionListeners) listener(victim);
+    return victim.slot;
+  }
+
+  /** The kept prompt that goes next, by the rule at the top of this file. */
+  #victim(tenant: string | undefined): CachedPrompt | undefined {
     const entries = [...this.#entries.values()];
     const evictable = entries.filter(({ slot, pins }) => pins === 0 && this.#pool.isKept(slot));
     const reusedAreMany = entries.filter(({ reused }) => reused).length > REUSED_SHARE * this.#pool.slots;
@@ -199,8 +250,7 @@ export class PrefixCache {
       const more = held.get(entry.tenant)! - (victim ? held.get(victim.tenant)! : 0);
       if (victim === undefined || more > 0 || (more === 0 && goesBefore(entry, victim, tenant))) victim = entry;
     }
-    if (victim !== undefined) this.#entries.delete(victim.slot);
-    return victim?.slot;
+    return victim;
   }
 }
 
@@ -245,6 +295,6 @@ const bytesOf = (data: Int32Array | Float32Array) => new Uint8Array(data.buffer,
  * another order (logits of tiny-coder differ by 7e-6; runs of two and more tokens agree exactly), and the result must
  * not depend on what was cached. (With W8A8 it does, since activations get one scale per run: KL 1e-3.)
  */
-function reusable(blocks: number, promptTokens: number): number {
+export function reusable(blocks: number, promptTokens: number): number {
   return Math.max(0, Math.min(blocks * BLOCK_TOKENS, promptTokens - 2));
 }

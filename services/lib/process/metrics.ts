@@ -381,6 +381,33 @@ export const metrics = {
     'Prompt tokens that were looked for in the prefix cache',
   ),
   prefixHits: prefill.counter('vllm:prefix_cache_hits_total', 'Prompt tokens that were found in the prefix cache'),
+  kvDiskBytes: prefill.gauge(
+    'llavacode:kv_disk_bytes',
+    'Bytes of KV in the folder of --kv-disk-dir; workers that share a folder say the same',
+  ),
+  kvDiskWritten: prefill.counter('llavacode:kv_disk_written_bytes_total', 'Bytes of KV that were written to disk'),
+  kvDiskRestored: prefill.counter(
+    'llavacode:kv_disk_restored_tokens_total',
+    'Prompt tokens whose KV was read from disk instead of computed',
+  ),
+  kvDiskReadTime: prefill.histogram(
+    'llavacode:kv_disk_read_seconds',
+    'Time that reading the KV of one prompt from disk took',
+    STEP_SECONDS,
+  ),
+  kvDiskErrors: prefill.counter(
+    'llavacode:kv_disk_errors_total',
+    'Failures of the disk with KV, by operation: read or write; the worker goes on without it',
+    ['operation'],
+  ),
+  kvDiskDamaged: prefill.counter(
+    'llavacode:kv_disk_damaged_files_total',
+    'Files of KV on disk that were not what their names say, and were deleted',
+  ),
+  kvDiskUnsaved: prefill.counter(
+    'llavacode:kv_disk_unsaved_prompts_total',
+    'Kept prompts whose slot was needed before all their KV was on disk',
+  ),
   prefillTime: prefill.histogram(
     'vllm:request_prefill_time_seconds',
     'Time that computing one prompt took',

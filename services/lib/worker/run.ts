@@ -20,7 +20,7 @@ import type { RPC_SERVICE_SETTINGS, WORKER_SETTINGS } from './settings.ts';
 /** The parts of the process that a service is built with. */
 interface ProcessParts {
   readonly log: Logger;
-  readonly life: Pick<Lifecycle, 'draining' | 'onStop'>;
+  readonly life: Pick<Lifecycle, 'draining' | 'almostOver' | 'onStop'>;
   readonly security: RpcSecurity;
   /** To be told of every file of a bundle that the service loads. */
   readonly files: FileGuard;

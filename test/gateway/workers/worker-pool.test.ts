@@ -1,7 +1,7 @@
 import { expect, test, vi } from 'vitest';
 import type { PlacementRequest } from '../../../services/gateway/workers/worker-pool.ts';
 import { metrics } from '../../../services/lib/process/metrics.ts';
-import { fakePool } from '../../support/fake-pool.ts';
+import { type Answers, fakePool } from '../../support/fake-pool.ts';
 
 test('workers share work by what is in flight, and take turns when equal', async () => {
   const { workers, take } = fakePool({ p1: {}, p2: {}, d1: {}, d2: {} }, ['p1', 'p2'], ['d1', 'd2']);
@@ -61,6 +61,31 @@ test('a worker that has most of a prompt gets it, unless it has more to do than 
   first.release();
   take(700); // to p1
   expect([place(299).address, place(300).address]).toEqual(['p2', 'p1']);
+});
+
+test('a worker that keeps KV in a folder is found by it after a restart at another address', async () => {
+  const answers: Answers = { p1: { kvFolder: 'one' }, p2: { kvFolder: 'two' }, p3: {}, d: { slots: 99 } };
+  const { workers } = fakePool(answers, ['p1', 'p2', 'p3'], ['d']);
+  await workers.refresh();
+  const place = (affinity: Partial<PlacementRequest>) => {
+    const { prefill, decode } = workers.place({ promptTokens: 400, continues: true, positions: 10, ...affinity })!;
+    for (const worker of [prefill, decode!]) worker.release();
+    return prefill.address;
+  };
+  const homes = () => Array.from({ length: 30 }, (_, i) => place({ homeOf: `session ${i}`, homeTokens: 200 }));
+  const before = homes();
+  expect(new Set(before)).toEqual(new Set(['p1', 'p2', 'p3']));
+  answers['p9'] = answers['p1']!;
+  delete answers['p1'];
+  workers.setPrefill(['p2', 'p3', 'p9']);
+  await workers.refresh();
+  for (let i = 0; i < 5; i++) expect(place({ affinityWorker: 'p1', affinityTokens: 300 })).toBe('p9');
+  expect(homes()).toEqual(before.map((address) => (address === 'p1' ? 'p9' : address)));
+  // One that shares the folder has that KV too.
+  answers['p2'] = { kvFolder: 'one' };
+  delete answers['p9'];
+  await workers.refresh();
+  for (let i = 0; i < 5; i++) expect(place({ affinityWorker: 'p1', affinityTokens: 300 })).toBe('p2');
 });
 
 test('workers are given two prompts at most, and half as many sequences again as they have slots', async () => {

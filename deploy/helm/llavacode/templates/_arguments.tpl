@@ -59,11 +59,20 @@
 - --prepacked=/cache/prepacked
 - --slots={{ $pool.slots }}
 - --capacity={{ int64 $v.model.capacity }}
+{{- if include "llavacode.kvOnDisk" . }}
+- --kv-disk-dir=/kv/prompts
+- --kv-disk-bytes={{ int64 $v.kvDisk.bytes }}
+{{- end }}
 {{- if and (include "llavacode.onGpu" .) (gt (int64 $v.gpu.memoryBytes) 0) }}
 - --device-memory={{ int64 $v.gpu.memoryBytes }}
 {{- end }}
 {{- end }}
 {{- end }}
+{{- end }}
+
+{{/* Whether a role computes prompts, and keeps their KV on disk. */}}
+{{- define "llavacode.kvOnDisk" -}}
+{{- if and (has .role (list "prefill" "colocated")) (gt (int64 .root.Values.kvDisk.bytes) 0) }}true{{ end }}
 {{- end }}
 
 {{- define "llavacode.provider" -}}
@@ -115,6 +124,10 @@
   mountPath: /cache
 - name: tmp
   mountPath: /tmp
+{{- if include "llavacode.kvOnDisk" . }}
+- name: kv
+  mountPath: /kv
+{{- end }}
 {{- if $v.settings }}
 - name: settings
   mountPath: /etc/llavacode/settings
@@ -186,6 +199,17 @@
   {{- end }}
 - name: tmp
   emptyDir: {}
+{{- if include "llavacode.kvOnDisk" . }}
+- name: kv
+  {{- if $v.kvDisk.claimName }}
+  persistentVolumeClaim:
+    claimName: {{ $v.kvDisk.claimName }}
+  {{- else }}
+  emptyDir:
+    # A sixteenth more, for files that are being written and headers: above its limit the pod is evicted.
+    sizeLimit: {{ add (int64 $v.kvDisk.bytes) (div (int64 $v.kvDisk.bytes) 16) (mul 64 1048576) }}
+  {{- end }}
+{{- end }}
 {{- if $v.settings }}
 - name: settings
   configMap:
