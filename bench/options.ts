@@ -10,11 +10,10 @@ import { flagName } from '../services/lib/process/config.ts';
 import { count } from '../services/lib/process/count-argument.ts';
 import { allowedCpus, parseCpus } from '../services/lib/process/cpus.ts';
 import { ServingError } from '../services/lib/process/errors.ts';
-import { PACKAGE_ROOT } from '../services/lib/process/package-root.ts';
+import { PACKAGE_ROOT, SAMPLE_REPOSITORY } from '../services/lib/process/package-root.ts';
 
 export const RESULTS = join('bench', 'results');
 const TINY_MODEL = join(PACKAGE_ROOT, 'models', 'tiny-coder');
-const SAMPLE_REPOSITORY = join(PACKAGE_ROOT, 'examples', 'shop');
 
 export const positive = (text: string): number => {
   const value = Number(text);

@@ -9,7 +9,8 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { globby } from 'globby';
 import { streamCompletion } from './client.ts';
-import { SAMPLE_REPO, SAMPLE_REPOSITORY } from './sample.ts';
+import { SAMPLE_REPOSITORY } from './lib/process/package-root.ts';
+import { SAMPLE_REPO } from './sample.ts';
 
 export const MODES = ['off', 'text', 'compressed'] as const;
 export type ContextMode = (typeof MODES)[number];

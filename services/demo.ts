@@ -16,8 +16,9 @@ import {
   searchCursors,
 } from './demo-search.ts';
 import { interruption } from './lib/process/interrupt.ts';
+import { SAMPLE_REPOSITORY } from './lib/process/package-root.ts';
 import { startProgress } from './lib/process/progress.ts';
-import { SAMPLE, SAMPLE_BODY, SAMPLE_REPO, SAMPLE_REPOSITORY, SEARCHED } from './sample.ts';
+import { SAMPLE, SAMPLE_BODY, SAMPLE_REPO, SEARCHED } from './sample.ts';
 import type { RunningSystem } from './supervisor.ts';
 import { bringUp, loadUpConfig } from './up.ts';
 

@@ -8,6 +8,7 @@ import { pack as packTar } from 'tar-stream';
 import { refusalAt, unreachable } from './client.ts';
 import { bearer, type HttpCall, sendRequest } from './http-call.ts';
 import type { IndexReport } from './indexer/index-run.ts';
+import { LEFT_OUT_FILE, LeftOutNames, leftOutOf, writeLeftOut } from './indexer/left-out.ts';
 import { notebookOf } from './indexer/notebook.ts';
 import { noSkips, type SkipCounts, type SkipReason } from './indexer/selection.ts';
 import type { Sources } from './indexer/sources.ts';
@@ -83,6 +84,7 @@ export class GatewayTarget implements IndexTarget {
 
   async #sendAll(sources: Sources): Promise<IndexReport> {
     const skipped: SkipCounts = { ...noSkips(), ...sources.skipped };
+    const names = new LeftOutNames();
     const sent = new Set<string>();
     const wasReadable = (sources.unreadable?.size ?? 0) === 0;
     let broken: unknown;
@@ -92,15 +94,18 @@ export class GatewayTarget implements IndexTarget {
     tar.on('error', () => {}); // the connection's, which the call reports; unheard it would end the process
     const brokenOff = new Deferred<never>();
     brokenOff.promise.catch(() => {}); // it is raced below, if at all
+    const put = async (name: string, content: Buffer) => {
+      const written = new Deferred<void>();
+      const onWritten = (error?: Error | null) => (error ? written.reject(error) : written.resolve());
+      tar.entry({ name, size: content.length, mtime: new Date(0) }, content, onWritten);
+      await Promise.race([written.promise, brokenOff.promise]);
+    };
     const fill = async () => {
-      for await (const [path, text] of this.#texts(sources, skipped)) {
-        const content = Buffer.from(text);
-        const written = new Deferred<void>();
-        const onWritten = (error?: Error | null) => (error ? written.reject(error) : written.resolve());
-        tar.entry({ name: path, size: content.length, mtime: new Date(0) }, content, onWritten);
-        await Promise.race([written.promise, brokenOff.promise]);
+      for await (const [path, text] of this.#texts(sources, skipped, names)) {
+        await put(path, Buffer.from(text));
         sent.add(path);
       }
+      await put(LEFT_OUT_FILE, writeLeftOut(leftOutOf(sources.leftOut, names, skipped)));
       if (wasReadable && sources.unreadable?.size && (await this.files()) > 0) throw new PartUnreadable();
       await sources.assertThere?.();
       tar.finalize();
@@ -142,7 +147,7 @@ export class GatewayTarget implements IndexTarget {
       base = next.version;
       [changes, bytes] = [[], 0];
     };
-    for await (const [path, text] of this.#texts(sources, skipped)) {
+    for await (const [path, text] of this.#texts(sources, skipped, new LeftOutNames())) {
       changes.push({ path, content: text });
       sent.add(path);
       bytes += text.length;
@@ -159,12 +164,18 @@ export class GatewayTarget implements IndexTarget {
   }
 
   /** Reads all sources, and counts those that have no text. */
-  async *#texts(sources: Sources, skipped: SkipCounts): AsyncGenerator<readonly [path: string, text: string]> {
+  async *#texts(
+    sources: Sources,
+    skipped: SkipCounts,
+    names: LeftOutNames,
+  ): AsyncGenerator<readonly [path: string, text: string]> {
     for (const [i, path] of sources.paths.entries()) {
       this.#of.signal.throwIfAborted();
       const source = await sources.read(path);
-      if ('skipped' in source) skipped[source.skipped]++;
-      else {
+      if ('skipped' in source) {
+        skipped[source.skipped]++;
+        names.add(path, source.skipped);
+      } else {
         // The indexer counts the notebooks from which it takes the code.
         yield [path, source.leftOut === 'notebook' ? notebookOf(source.text) : source.text];
       }

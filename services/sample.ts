@@ -1,12 +1,9 @@
 /**
- * The sample that people see first: one cursor in the repository that ships. README.md, `llavacode up` and the demo
- * show it. It was chosen from what `llavacode demo --search` lists (demo-search.ts), as one where the model that ships
- * completes the line with context and not without.
+ * The sample that people see first: one cursor in the repository that ships. README.md, `llavacode up`, the demo and
+ * the operator page show it (page/, in a browser: this file imports nothing). It was chosen from what `llavacode demo
+ * --search` lists (demo-search.ts), as one where the model that ships completes the line with context and not without.
  */
-import { join } from 'node:path';
-import { PACKAGE_ROOT } from './lib/process/package-root.ts';
 
-export const SAMPLE_REPOSITORY = join(PACKAGE_ROOT, 'examples', 'shop');
 /** The name of the repository in requests: that of its folder. */
 export const SAMPLE_REPO = 'shop';
 

@@ -191,7 +191,7 @@ async function indexInChild(path: string, tenant: string, flags: Flags): Promise
 }
 
 /** What a person can do next: a request that works, a repository of their own, the logs, and how to stop. */
-function welcome(url: string, { index, data, apiKeysFile }: UpConfig): string {
+function welcome(url: string, { index, data, apiKeysFile, adminPage }: UpConfig): string {
   const [repository] = index;
   const rag = repository && { repo: repositoryName(repository), path: SAMPLE.path };
   const body = JSON.stringify({ ...SAMPLE_BODY, stream: true, rag }).replaceAll("'", "'\\''");
@@ -208,7 +208,7 @@ Index a repository of your own, and name it in a request's rag.repo:
 
 ${llavacode} index --name NAME --path DIR${options.join('')}
 
-Logs: ${resolve(data, 'logs')}
+${adminPage ? `Operator page: ${url}/admin/\n` : ''}Logs: ${resolve(data, 'logs')}
 Ctrl-C stops it.
 `;
 }

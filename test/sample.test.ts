@@ -3,8 +3,8 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { countByModes, isRight, sampleCursors } from '../services/demo-search.ts';
-import { PACKAGE_ROOT } from '../services/lib/process/package-root.ts';
-import { SAMPLE, SAMPLE_BODY, SAMPLE_REPO, SAMPLE_REPOSITORY, SEARCHED } from '../services/sample.ts';
+import { PACKAGE_ROOT, SAMPLE_REPOSITORY } from '../services/lib/process/package-root.ts';
+import { SAMPLE, SAMPLE_BODY, SAMPLE_REPO, SEARCHED } from '../services/sample.ts';
 
 describe('the sample', () => {
   test('stands in its file as it is shown', async () => {

@@ -17,7 +17,7 @@ const ROOMS = [
   ['gateway', 'prefill', 'decode', 'indexer', 'lsp'],
   ['colocated'], // mounts what prefill and decode export
   ['cli'], // starts every service
-  ['training'],
+  ['training', 'page'], // the operator page knows the answers of the gateway, and the sample
   ['bench'], // measures training too, and scores completions with its metrics
   ['command'], // services/cli.ts alone: its words start services, benches and training
   ['test'],
@@ -50,6 +50,10 @@ const ONE_IMPORTER: Record<string, RegExp> = {
   hyparquet: /^training\/dataset\/stack\.ts$/,
   'hyparquet-compressors': /^training\/dataset\/stack\.ts$/,
   lmdb: /^services\/lib\/rag\/store\/lmdb-store\.ts$/,
+  // The page is built into files of its own: nothing that a service runs needs these.
+  preact: /^page\//,
+  uplot: /^page\/chart\.tsx$/,
+  vite: /^page\/vite\.config\.ts$/,
   fastify: /^services\/gateway\/http\//,
   protobufjs: /^services\/lib\/model\/graph\/onnx\.ts$/,
   'vscode-languageserver': /^services\/lsp\/server\.ts$/,
@@ -115,7 +119,9 @@ function read(path: string): Source {
 }
 
 const isGenerated = (path: string) => path.startsWith('services/lib/rpc/gen/');
-const SOURCES = ['services', 'bench', 'training', 'test'].flatMap((folder) => filesUnder(folder, /\.ts$/)).map(read);
+const SOURCES = ['services', 'bench', 'training', 'page', 'test']
+  .flatMap((folder) => filesUnder(folder, /\.tsx?$/))
+  .map(read);
 const WRITTEN = SOURCES.filter(({ path }) => !isGenerated(path));
 const PRODUCT = WRITTEN.filter(({ path }) => !path.startsWith('test/'));
 const PATHS = new Set(SOURCES.map(({ path }) => path));
@@ -130,7 +136,7 @@ const packageName = (specifier: string) => /^(@[^/]+\/[^/]+|[^/]+)/.exec(specifi
 
 /**
  * `services/lib/kv/pool.ts` is in kv, `services/decode/loop.ts` in decode, `services/*.ts` in cli, `bench/…` in bench,
- * `training/…` in training.
+ * `training/…` in training, `page/…` in page.
  */
 function room(path: string): string {
   const [top, second, third] = path.split('/');

@@ -16,6 +16,8 @@ export interface Known {
   tokens: readonly number[];
   /** Repository that the suite indexes; undefined in a run that only reads. */
   readonly repo: string | undefined;
+  /** Owner of that repository, as the list of the operator page says it; undefined where nobody has said it. */
+  tenant: string | undefined;
 }
 
 type Body = (known: Known) => object;
@@ -224,6 +226,29 @@ export const ROUTES: readonly RouteCases[] = [
       const names = list(objectOf(answer)['data'], 'data').map((entry) => entry['repo']);
       if (repo !== undefined) assert.ok(names.includes(repo), `${repo} was indexed and is not in the list`);
     },
+  },
+  {
+    route: 'GET /admin/api/live',
+    path: () => '/admin/api/live?events=1',
+    check: (answer) => {
+      const [event = ''] = eventsOf(answer);
+      const { object, workers } = objectOf({ text: event });
+      assert.equal(object, 'admin.live', `the first event is ${excerpt(event)}`);
+      assert.ok(list(workers, 'workers').length > 0, 'there is not a single worker');
+    },
+  },
+  {
+    route: 'GET /admin/api/repos',
+    check: (answer, known) => {
+      const found = list(objectOf(answer)['data'], 'data').find((entry) => entry['repo'] === known.repo);
+      if (found !== undefined) known.tenant = text(found['tenant'], 'tenant');
+    },
+  },
+  {
+    route: 'GET /admin/api/left-out',
+    path: ({ tenant = 'nobody', repo = 'nothing' }) => `/admin/api/left-out?tenant=${tenant}&repo=${repo}`,
+    refused: ({ tenant }) => (tenant === undefined ? [404, 'repo_not_found'] : undefined),
+    check: (answer, { repo }) => assert.equal(objectOf(answer)['repo'], repo),
   },
   { route: 'GET /v1/rollout', check: has('phase', 'string') },
   {

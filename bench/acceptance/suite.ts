@@ -37,6 +37,9 @@ const NOT_OFFERED: Readonly<Record<string, string>> = {
 };
 /** Routes that are there with a setting alone. */
 const OPTIONAL_ROUTES: Readonly<Record<string, string>> = {
+  'GET /admin/api/live': '--admin-page is off',
+  'GET /admin/api/repos': '--admin-page is off',
+  'GET /admin/api/left-out': '--admin-page is off',
   'GET /slots': '--slots-route is off',
   'GET /v1/rollout': '--rollouts is off',
   'POST /v1/rollout': '--rollouts is off',
@@ -59,7 +62,7 @@ export async function runAcceptance(
   onVerdict: (verdict: Verdict) => void = () => {},
 ): Promise<AcceptanceResult> {
   const repo = readOnly ? undefined : `acceptance-${randomBytes(4).toString('hex')}`;
-  const known: Known = { model: '', completion: 'none', tokens: [], repo };
+  const known: Known = { model: '', completion: 'none', tokens: [], repo, tenant: undefined };
   const needsKeys = (await ask({ ...target, key: '' }, { method: 'GET', path: '/v1/models' })).status === 401;
   const verdicts: Verdict[] = [];
   try {

@@ -70,6 +70,10 @@ export interface ComposedArm {
   readonly announce: ((started: SessionStart) => Promise<boolean>) | undefined;
   /** What the number of workers that the load needs goes by, as it stands. */
   readonly figures: () => WorkerFigures;
+  /** What waits here for workers: prompts, and their tokens. */
+  readonly waiting: Dispatcher['waiting'];
+  /** Gateways that serve the bundle and hear each other, this one included. */
+  readonly gateways: number;
   /** Takes the addresses of the workers of a role; those of other bundles are not used. */
   workersListed(role: WorkerRole, listed: readonly string[], lapsed?: readonly string[]): void;
 }
@@ -85,7 +89,7 @@ export function composeArm(parts: ArmParts): ComposedArm {
   const pool = new WorkerPool({ ...config, fingerprint, ...connect, sequencesElsewhere, isMeasured, log });
   const promptFormat = config.promptFormat === 'auto' ? undefined : config.promptFormat;
   const format = choosePromptFormat(tokenizer, promptFormat, model.eosIds);
-  const { dispatcher, exchange, sessions, announce } = composeAdmission(parts, pool);
+  const { dispatcher, exchange, sessions, announce, gateways } = composeAdmission(parts, pool);
   const journey = new Journey({
     ...config,
     tokenizer,
@@ -119,7 +123,21 @@ export function composeArm(parts: ArmParts): ComposedArm {
     sequences: pool.slots.busy + dispatcher.waiting.prompts,
     waitingTokens: pool.prefillBacklog + dispatcher.waiting.tokens,
   });
-  return { pool, journey, readiness, format, announce, figures, workersListed };
+  return {
+    pool,
+    journey,
+    readiness,
+    format,
+    announce,
+    figures,
+    workersListed,
+    get waiting() {
+      return dispatcher.waiting;
+    },
+    get gateways() {
+      return gateways();
+    },
+  };
 }
 
 /**
@@ -134,7 +152,7 @@ function composeAdmission(parts: ArmParts, pool: WorkerPool) {
   const { config, redis, weightOf, closing, inflight, name } = parts;
   if (redis === undefined) {
     const dispatcher = new Dispatcher({ ...config, pool, weightOf });
-    return { dispatcher, exchange: undefined, sessions: new Sessions(), announce: undefined };
+    return { dispatcher, exchange: undefined, sessions: new Sessions(), announce: undefined, gateways: () => 1 };
   }
   const channel = new RedisChannel({
     redis,
@@ -168,5 +186,6 @@ function composeAdmission(parts: ArmParts, pool: WorkerPool) {
     return NEWS_EVERY_MS;
   });
   closing.addEventListener('abort', () => channel.close(), { once: true });
-  return { dispatcher, exchange, sessions, announce: (started: SessionStart) => channel.publish('session', started) };
+  const announce = (started: SessionStart) => channel.publish('session', started);
+  return { dispatcher, exchange, sessions, announce, gateways: () => Math.max(1, channel.alive) };
 }

@@ -5,7 +5,6 @@ import { type ArmParts, type ComposedArm, composeArm, type ServedModel } from '.
 import type { CandidateArm } from './rollout/rollout.ts';
 import { SideIndexing, type SideIndexingParts } from './rollout/side-indexing.ts';
 import type { RolloutState } from './rollout/state.ts';
-import type { WorkerPool } from './workers/worker-pool.ts';
 
 /** The bundle of a candidate, opened. */
 export interface CandidateModel extends ServedModel {
@@ -36,9 +35,9 @@ export class Candidates {
     this.#parts = parts;
   }
 
-  /** The workers of the newest candidate; undefined where there is none. */
-  get pool(): WorkerPool | undefined {
-    return [...this.#arms].at(-1)?.pool;
+  /** The newest candidate; undefined where there is none. */
+  get newest(): ComposedArm | undefined {
+    return [...this.#arms].at(-1);
   }
 
   workersListed(role: WorkerRole, listed: readonly string[], lapsed?: readonly string[]): void {

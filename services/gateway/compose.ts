@@ -16,9 +16,12 @@ import { parseTenantWeights } from './admission/settings.ts';
 import { type ComposedArm, composeArm, type ServedModel } from './arm.ts';
 import { type CandidateModel, Candidates } from './candidates.ts';
 import { Acceptance } from './completion/acceptance.ts';
+import { FlightRecorder } from './completion/flight-recorder.ts';
 import type { Journey } from './completion/journey.ts';
 import { RecentPrompts } from './context/recent-prompts.ts';
 import { Remotes } from './context/remotes.ts';
+import type { WatchedGateway } from './http/admin-live.ts';
+import type { PageFiles } from './http/admin-page.ts';
 import type { Scrapers } from './http/scrapers.ts';
 import { createServer } from './http/server.ts';
 
@@ -55,6 +58,8 @@ export interface GatewayParts extends ServedModel {
   readonly openModel?: (state: RolloutState) => Promise<CandidateModel>;
   /** Fingerprint of the bundle in a folder. @throws ServingError for one that cannot take part in a rollout. */
   readonly inspectBundle?: (dir: string) => Promise<string>;
+  /** Files of the operator page; undefined where it is off. */
+  readonly page?: PageFiles | undefined;
   /** undefined for plain HTTP. */
   readonly tls?: Tls | undefined;
   /** The secret that all services of the system share; undefined where there is none. */
@@ -102,7 +107,7 @@ export function composeGateway(config: GatewayConfig, parts: GatewayParts): Comp
     openCandidate: (state) => candidates.open(state),
     log,
   });
-  const serving = () => (rollout.status.phase === 'promoted' ? (candidates.pool ?? pool) : pool);
+  const serving = () => (rollout.status.phase === 'promoted' ? (candidates.newest?.pool ?? pool) : pool);
   const app = createServer({
     ...config,
     ...parts,
@@ -123,6 +128,7 @@ export function composeGateway(config: GatewayConfig, parts: GatewayParts): Comp
     recent: new RecentPrompts(),
     remotes: new Remotes(parts.store, config.retrievalBudgetMs),
     audit: parts.audit ?? NO_AUDIT,
+    operator: parts.page && { page: parts.page, flights: new FlightRecorder(), ...watched(stable, candidates) },
     tls: parts.tls,
     load: desired,
     beforeScrape: () => desired.publish(stable.figures()),
@@ -133,4 +139,16 @@ export function composeGateway(config: GatewayConfig, parts: GatewayParts): Comp
     candidates.workersListed(role, listed, lapsed);
   };
   return { app, pool, journey, inflight, readiness, rollout, workersListed, closing };
+}
+
+/** What the operator page shows of the workers and of other gateways. */
+function watched(stable: ComposedArm, candidates: Candidates): Pick<WatchedGateway, 'arms' | 'gateways'> {
+  return {
+    arms: () => {
+      const { newest } = candidates;
+      const candidate = newest && [{ name: 'candidate', pool: newest.pool, waiting: newest.waiting }];
+      return [{ name: 'stable', pool: stable.pool, waiting: stable.waiting }, ...(candidate ?? [])];
+    },
+    gateways: () => stable.gateways,
+  };
 }

@@ -19,6 +19,7 @@ import { connectDecode, connectIndexer, connectPrefill } from '../lib/rpc/contra
 import { loadRpcSecurity, type RpcSecurity, rpcCertificates } from '../lib/rpc/credentials.ts';
 import { loadTokenizer } from '../lib/text/tokenizer.ts';
 import { keepIndexesWarm } from './context/index-warmer.ts';
+import { loadPage } from './http/admin-page.ts';
 import { loadScrapers } from './http/scrapers.ts';
 import { loadTls, renewTls } from './http/tls.ts';
 import { inFolder, inRedis } from './rollout/state-store.ts';
@@ -35,10 +36,11 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
   assertGuarded(config, config.apiKeysFile !== '', '--api-keys-file');
   const audit = await openAuditLog(config.auditLog, 'gateway', log);
   life.onStop('audit log', () => audit.close());
-  const [{ keys, tls, security }, scrapers, rates] = await Promise.all([
+  const [{ keys, tls, security }, scrapers, rates, page] = await Promise.all([
     loadProofs(config, audit, life, log),
     loadScrapers(config),
     loadRates(config.ratesFile),
+    config.adminPage ? loadPage() : undefined,
   ]);
   sayWhatIsOpen(config, security, log);
   const bundle = await openBundle(config.model, config);
@@ -80,6 +82,7 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
     audit,
     scrapers,
     rates,
+    page,
     redis,
     ...(config.rollouts && {
       ...candidateModels({ config, manifest, tokenizer, store, keys, security, log }),

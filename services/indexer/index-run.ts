@@ -61,6 +61,7 @@ async function runIndex(job: IndexJob): Promise<IndexReport> {
     const next = new VersionBuilder(job, writer, await writer.stored(job.encoder.fingerprint));
     await next.build();
     const { version, changed, replaced } = await next.publish();
+    await next.keepLeftOut();
     // Readers use the replaced version until they have loaded the new one, so its chunks are removed by the next run.
     const removed = await writer.sweep(replaced);
     const { files, skipped, embedded, reused, unparsed } = next;

@@ -9,7 +9,7 @@ export interface Selecting {
   readonly defaultExcludes?: boolean;
 }
 
-const SKIP_REASONS = [
+export const SKIP_REASONS = [
   /** Excluded by a .gitignore, a dot file, or in node_modules. Counted for uploads only. */
   'ignored',
   'symlink',

@@ -3,6 +3,7 @@ import { constants } from 'node:fs';
 import { lstat, open, readdir, readFile } from 'node:fs/promises';
 import { normalisePath } from '../lib/rag/store/path-form.ts';
 import { GITIGNORE, IgnoreRules } from './gitignore.ts';
+import { type LeftOutBefore, LeftOutNames, type NamedSkip } from './left-out.ts';
 import {
   asRules,
   asSource,
@@ -23,6 +24,8 @@ export interface Sources {
   readonly paths: readonly string[];
   /** Files that were left out before anything was read. */
   readonly skipped: Partial<SkipCounts>;
+  /** These files by name, as far as names are kept, and files that `skipped` does not count. */
+  readonly leftOut?: LeftOutBefore;
   read(path: string): Promise<Source>;
   /** For a change set: the files whose chunks are replaced. All others stay as they are. */
   readonly replaced?: Pick<ReadonlySet<string>, 'has'>;
@@ -54,6 +57,8 @@ interface Listing {
   readonly unreadable: Set<string>;
   /** Numbers of names that have no normal form, or are not UTF-8. */
   readonly unnamed: { odd_name: number; invalid_utf8: number };
+  /** Files and folders that .gitignore excludes, or whose names begin with a dot. */
+  readonly ignored: { count: number; readonly names: LeftOutNames };
 }
 
 const composed = (path: string) => path.normalize('NFC');
@@ -66,9 +71,13 @@ function unnameable(name: string): 'odd_name' | 'invalid_utf8' | undefined {
 
 /** All files of a tree. @throws TreeAway if `dir` is not a readable folder. */
 export async function treeSources(dir: string, selecting: Selecting): Promise<Sources> {
-  const { tree, paths, unreadable, dependencies, unnamed } = await listSources(dir, selecting);
+  const { tree, paths, unreadable, dependencies, unnamed, ignored } = await listSources(dir, selecting);
   const skipped = { ...unnamed, unreadable: unreadable.size, dependency: dependencies.size };
-  return { skipped, ...readable(tree, paths, unreadable, selecting) };
+  const folders = (names: Iterable<string>, reason: SkipReason) =>
+    [...names].map((name): NamedSkip => [`${composed(name)}/`, reason]);
+  const files = [...ignored.names.files, ...folders(unreadable, 'unreadable'), ...folders(dependencies, 'dependency')];
+  const leftOut = { files, counts: { ignored: ignored.count } };
+  return { skipped, leftOut, ...readable(tree, paths, unreadable, selecting) };
 }
 
 /** The part of sources that reads. @param paths as they are spelled on disk. */
@@ -187,6 +196,7 @@ export async function listSources(dir: string, selecting: Selecting = {}, enough
   const dependencies = new Set<string>();
   const unreadable = new Set<string>();
   const unnamed = { odd_name: 0, invalid_utf8: 0 };
+  const ignored = { count: 0, names: new LeftOutNames() };
   const left = [''];
   for (let folder = left.pop(); folder !== undefined && paths.length < enough; folder = left.pop()) {
     const own = folder.slice(0, -1);
@@ -204,10 +214,14 @@ export async function listSources(dir: string, selecting: Selecting = {}, enough
       continue;
     }
     for (const entry of entries) {
-      if (isHidden(entry.name)) continue;
       const path = `${folder}${entry.name}`;
       const isFolder = entry.isDirectory();
-      if (rules.excludes(composed(isFolder ? `${path}/` : path))) continue;
+      const name = composed(isFolder ? `${path}/` : path);
+      if (isHidden(entry.name) || rules.excludes(name)) {
+        ignored.count++;
+        ignored.names.add(name, 'ignored');
+        continue;
+      }
       const odd = unnameable(entry.name);
       if (odd) unnamed[odd]++;
       else if (isFolder && isDependency(entry.name, selecting)) dependencies.add(path);
@@ -215,7 +229,7 @@ export async function listSources(dir: string, selecting: Selecting = {}, enough
       else if (entry.isFile() || entry.isSymbolicLink()) paths.push(path);
     }
   }
-  return { tree, rules, paths: paths.sort(), folders, dependencies, unreadable, unnamed };
+  return { tree, rules, paths: paths.sort(), folders, dependencies, unreadable, unnamed, ignored };
 }
 
 /** Whether a tree has no file that would be indexed, as far as it can be read. @throws TreeAway */

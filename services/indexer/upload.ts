@@ -8,6 +8,7 @@ import { Turns } from '../lib/async/turns.ts';
 import { ServingError } from '../lib/process/errors.ts';
 import { normalisePath } from '../lib/rag/store/path-form.ts';
 import { GITIGNORE, IgnoreRules } from './gitignore.ts';
+import { LEFT_OUT_FILE, LEFT_OUT_FILE_BYTES, type LeftOutBefore, LeftOutNames, readLeftOut } from './left-out.ts';
 import {
   asRules,
   asSource,
@@ -56,6 +57,8 @@ export class Upload {
   readonly #environments = new Set<string>();
   /** Files of which a part is left out. */
   readonly #partly = new Map<string, SkipReason>();
+  /** What the client has left out before. */
+  #clients: LeftOutBefore = { files: [], counts: {} };
   #entries = 0;
   #unpacked = 0;
   /** Files left out whose names are not unique, or have no normal form. */
@@ -140,6 +143,7 @@ export class Upload {
   unwanted(path: string, size: number): SkipReason | undefined {
     // Names come as text, in which bytes that are not UTF-8 were replaced: such names would not be unique.
     if (path.includes('\ufffd') || /\p{Surrogate}/u.test(path)) return 'invalid_utf8';
+    if (path === LEFT_OUT_FILE && size <= LEFT_OUT_FILE_BYTES) return undefined;
     if (path.split('/').some(isHidden) && !isIgnoreFile(path)) return 'ignored';
     if (
       path
@@ -170,6 +174,10 @@ export class Upload {
       this.#rules.add(path.slice(0, -GITIGNORE.length), asRules(bytes));
       return;
     }
+    if (path === LEFT_OUT_FILE) {
+      this.#clients = readLeftOut(bytes);
+      return;
+    }
     const source = asSource(path, bytes, this.#limits);
     if ('skipped' in source) this.#files.set(path, source.skipped);
     else {
@@ -189,17 +197,23 @@ export class Upload {
   async all(signal: AbortSignal): Promise<Sources> {
     const skipped = { ...noSkips(), ...this.#unnamed };
     const texts = new Map<string, Extent>();
+    const names = new LeftOutNames();
+    const leaveOut = (path: string, reason: SkipReason) => {
+      skipped[reason]++;
+      names.add(path, reason);
+    };
+    for (const [path, reason] of this.#clients.files) names.add(path, reason);
     const turns = new Turns();
     const { defaultExcludes = true } = this.#limits;
     const environments = defaultExcludes ? this.#environments : new Set<string>();
     for (const path of [...this.#files.keys()].sort()) {
       const file = this.#files.get(path) as Extent | SkipReason;
       if (typeof file === 'string') {
-        skipped[file]++;
+        leaveOut(path, file);
         continue;
       }
       if (covers(environments, path)) {
-        skipped.dependency++;
+        leaveOut(path, 'dependency');
         continue;
       }
       const deciding = this.#rules.decide(path);
@@ -209,12 +223,13 @@ export class Upload {
         await turns.next();
         signal.throwIfAborted();
       }
-      if (step.value) skipped.ignored++;
+      if (step.value) leaveOut(path, 'ignored');
       else texts.set(path, file);
     }
     return {
       paths: [...texts.keys()],
       skipped,
+      leftOut: { files: names.files, counts: this.#clients.counts },
       read: async (path) => {
         const text = new TextDecoder().decode(await this.#spool.read(texts.get(path) as Extent));
         const leftOut = this.#partly.get(path);

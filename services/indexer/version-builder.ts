@@ -11,7 +11,8 @@ import { remoteForm } from '../lib/rag/store/remote-form.ts';
 import { nameOf } from '../lib/rag/store/repo-key.ts';
 import { fileIdOf, idAt, packIds } from '../lib/rag/store/row.ts';
 import type { ChunkEntry, ChunkRow, IndexHead, IndexSnapshot, IndexWriter, Store } from '../lib/rag/store/store.ts';
-import { languageOf, noSkips, type Selecting, type SkipCounts } from './selection.ts';
+import { LeftOutNames, leftOutAfter, leftOutOf } from './left-out.ts';
+import { languageOf, noSkips, type Selecting, type SkipCounts, type SkipReason } from './selection.ts';
 import type { Sources } from './sources.ts';
 import { covers } from './tree.ts';
 
@@ -74,6 +75,8 @@ export class VersionBuilder {
   reused = 0;
   unparsed = 0;
   readonly skipped: SkipCounts;
+  /** Files of which nothing, or not all, is in this version. */
+  readonly #leftOut = new LeftOutNames();
   readonly #job: IndexJob;
   readonly #writer: IndexWriter;
   readonly #stored: ReadonlySet<string>;
@@ -211,10 +214,10 @@ export class VersionBuilder {
     for (const [i, path] of sources.paths.entries()) {
       signal?.throwIfAborted();
       const source = await sources.read(path);
-      if ('skipped' in source) this.skipped[source.skipped]++;
+      if ('skipped' in source) this.#leaveOut(path, source.skipped);
       else {
         this.files++;
-        if (source.leftOut) this.skipped[source.leftOut]++;
+        if (source.leftOut) this.#leaveOut(path, source.leftOut);
         const chunks = chunkFile(path, source.text, options);
         const file = this.#openFile(path, chunks);
         for (const chunk of chunks) await this.#add(chunk, i, file);
@@ -223,6 +226,21 @@ export class VersionBuilder {
     }
     await this.#flush();
     this.#progress(sources.paths.length);
+  }
+
+  #leaveOut(path: string, reason: SkipReason): void {
+    this.skipped[reason]++;
+    this.#leftOut.add(path, reason);
+  }
+
+  /** Keeps what this run has left out, for whoever misses a file. */
+  async keepLeftOut(): Promise<void> {
+    const { repo, store, sources } = this.#job;
+    const now = leftOutOf(sources.leftOut, this.#leftOut, this.skipped);
+    const { replaced } = sources;
+    // A list that cannot be read is replaced.
+    const kept = replaced && (await store.leftOut(repo).catch(() => undefined));
+    await this.#writer.putLeftOut(replaced ? leftOutAfter(kept, now, replaced) : now);
   }
 
   async #add(chunk: Chunk, filesRead: number, file: OpenFile | undefined): Promise<void> {

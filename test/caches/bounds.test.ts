@@ -27,6 +27,7 @@ test.each([
   { cache: 'words', leastMib: 6, mostMib: 24, rssMib: 160 },
   { cache: 'leftOutRows', leastMib: 0.1, mostMib: 8, rssMib: 100 },
   { cache: 'acceptance', leastMib: 3, mostMib: 20, rssMib: 140 },
+  { cache: 'flights', leastMib: 4, mostMib: 12, rssMib: 160 },
   { cache: 'shares', leastMib: 0.1, mostMib: 3, rssMib: 100 },
 ])(
   '$cache: ten times as much as it may hold takes no more than $mostMib MiB',

@@ -2,6 +2,7 @@
 // Argument: the name of a cache in CACHES. Runs what lies in dist/, with --expose-gc.
 import { readFile } from 'node:fs/promises';
 import { Acceptance } from '../../dist/services/gateway/completion/acceptance.js';
+import { FlightRecorder } from '../../dist/services/gateway/completion/flight-recorder.js';
 import { TypedThrough } from '../../dist/services/gateway/completion/typed-through.js';
 import { completionBody } from '../../dist/services/gateway/http/completion-body.js';
 import { Overlays } from '../../dist/services/gateway/context/overlay.js';
@@ -11,6 +12,7 @@ import { leftOutReporter } from '../../dist/services/gateway/context/left-out-ro
 import { IndexCache } from '../../dist/services/lib/rag/search/index-cache.js';
 import { withRowCache } from '../../dist/services/lib/rag/store/row-cache.js';
 import { withShares } from '../../dist/services/lib/rag/store/shares.js';
+import { Timeline } from '../../dist/services/lib/request/timeline.js';
 import { Tokenizer } from '../../dist/services/lib/text/tokenizer.js';
 
 const MIB = 1024 * 1024;
@@ -170,6 +172,22 @@ const CACHES = {
       for (const event of ['view', 'dismiss']) acceptance.count(tenant, id, 0, event);
     }
     return acceptance;
+  },
+
+  /** Requests with as many calls as are kept of one, by pairs of workers of their own. */
+  async flights() {
+    const recorder = new FlightRecorder(BOUND);
+    for (let i = 0; i < 8_192; i++) {
+      const timeline = new Timeline();
+      const flight = recorder.begin(timeline, { id: text(i, 128), route: '/v1/completions' });
+      for (let call = 0; call < 64; call++) {
+        const activity = timeline.begin('decode', { worker: `10.0.0.1:${call}`, source: text(i, 60) });
+        activity.mark('joined', {});
+        activity.end();
+      }
+      flight.end({ tenant: `tenant${i % TENANTS}`, repo: text(i, 200), timeline });
+    }
+    return recorder;
   },
 
   /** Tenants whose usual size of a row is remembered. */

@@ -84,6 +84,7 @@ describe('the tarball', () => {
         'README.md',
         'bench/data/typing-session.jsonl',
         'dist/bench/commands.js',
+        'dist/page/index.html',
         'dist/services/cli.js',
         'examples/shop/shop/checkout.py',
         'models/tiny-coder/model.safetensors',
@@ -97,6 +98,7 @@ describe('the tarball', () => {
     const kinds = [
       /^(?:LICENSE|README\.md|package\.json)$/,
       /^dist\/(?:services|bench|training)\/[\w/.-]+\.js$/,
+      /^dist\/page\/(?:index\.html|licenses\.md|assets\/[\w-]+\.(?:js|css|svg))$/,
       /^bench\/data\//,
       /^bench\/training\/pytorch-step\.py$/,
       /^examples\/shop\//,

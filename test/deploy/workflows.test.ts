@@ -100,7 +100,7 @@ test('every changeset names this package and a kind of release', async () => {
   }
 });
 
-test('the SBOM lists what is installed for production, with versions and licences, and nothing else', async () => {
+test('the SBOM lists what is installed for production or in the page, with versions and licences, and nothing else', async () => {
   const { stdout } = await run('npm', ['run', '--silent', 'sbom'], { cwd: PACKAGE_ROOT, maxBuffer: 64 << 20 });
   const { bomFormat, components } = JSON.parse(stdout) as {
     bomFormat: string;
@@ -113,7 +113,16 @@ test('the SBOM lists what is installed for production, with versions and licence
   const fastify = components.find(({ name }) => name === 'fastify');
   expect(fastify).toMatchObject({ version: packages['node_modules/fastify']!.version, licenses: expect.anything() });
   const development = components.filter(({ name }) => packages[`node_modules/${name}`]?.dev);
-  expect(development).toEqual([]);
+  expect(development.filter(({ licenses }) => licenses === undefined)).toEqual([]);
+  const { dependencies } = JSON.parse(await read('package.json')) as { dependencies: object };
+  expect(components.map(({ name }) => name)).toEqual(expect.arrayContaining(Object.keys(dependencies)));
+  // Packages in the page: vite writes their licences beside it.
+  const inPage = [...(await read('dist/page/licenses.md')).matchAll(/^## (\S+) - (\S+)/gm)].map(([, name, version]) => {
+    return { name, version };
+  });
+  expect(inPage.length).toBeGreaterThan(1);
+  expect(components.map(({ name, version }) => ({ name, version }))).toEqual(expect.arrayContaining(inPage));
+  expect(inPage.map(({ name }) => name)).toEqual(expect.arrayContaining(development.map(({ name }) => name)));
 });
 
 describe('the changelog of a release', () => {

@@ -4,7 +4,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { afterAll, beforeAll, expect, it, vi } from 'vitest';
-import { SAMPLE, SAMPLE_REPOSITORY } from '../../services/sample.ts';
+import { SAMPLE_REPOSITORY } from '../../services/lib/process/package-root.ts';
+import { SAMPLE } from '../../services/sample.ts';
 import { Editor } from '../support/lsp-client.ts';
 import { startTestSystem, type TestSystem, TINY_CODER } from '../support/system.ts';
 

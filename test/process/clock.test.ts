@@ -8,6 +8,7 @@ import { expect, test } from 'vitest';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 
 const NEEDS_A_DATE: Record<string, string> = {
+  'gateway/completion/flight-recorder.ts': 'when a request ended, for people',
   'gateway/http/chat-answer.ts': '`created` of an answer, as OpenAI has it',
   'gateway/http/completions.ts': '`created` of an answer, as OpenAI has it',
   'gateway/http/ollama.ts': '`created_at` of an answer, as Ollama has it',

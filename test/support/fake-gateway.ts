@@ -68,6 +68,7 @@ type Given =
   | 'openModel'
   | 'inspectBundle'
   | 'rolloutStore'
+  | 'page'
   | 'redis'
   | 'tls';
 
@@ -117,7 +118,7 @@ export async function fakeGateway(model: FakeModel, options: FakeGatewayOptions 
     softPerChunk = 1,
     ...others
   } = options;
-  const { openModel, inspectBundle, rolloutStore, ...rest } = others;
+  const { openModel, inspectBundle, rolloutStore, page, ...rest } = others;
   const { morePrefill = [], moreDecode = [], sameWorkers, otherWorkers, ...settings } = rest;
   const workers = sameWorkers ?? fakeWorkers(model);
   const lines: Record<string, unknown>[] = [];
@@ -143,6 +144,7 @@ export async function fakeGateway(model: FakeModel, options: FakeGatewayOptions 
     ...(openModel && { openModel }),
     ...(inspectBundle && { inspectBundle }),
     ...(rolloutStore && { rolloutStore }),
+    page,
     connectPrefill: (at) => {
       if (at === OTHER_PREFILL && otherWorkers) return otherWorkers.prefillAt(at);
       return at === workers.prefill.address ? workers.prefill.client : workers.prefillAt(at);

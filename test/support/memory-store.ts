@@ -15,7 +15,7 @@ import {
   partOf,
   RowBudget,
 } from '../../services/lib/rag/store/row.ts';
-import type { ChunkRow, IndexHead, IndexWriter, RowRead, Store } from '../../services/lib/rag/store/store.ts';
+import type { ChunkRow, IndexHead, IndexWriter, LeftOut, RowRead, Store } from '../../services/lib/rag/store/store.ts';
 
 export const FINGERPRINT = 'context';
 /** Values of a vector. */
@@ -33,6 +33,7 @@ export class MemoryStore implements Store {
   readonly address = 'memory';
   readonly heads = new Map<string, Buffer>();
   readonly ids = new Map<string, Buffer>();
+  readonly leftOuts = new Map<string, LeftOut>();
   /** By `repo id`. */
   readonly entryBytes = new Map<string, Buffer>();
   readonly contentBytes = new Map<string, Buffer>();
@@ -89,6 +90,10 @@ export class MemoryStore implements Store {
     if (!bytes) return undefined;
     const head = decodeHead(repo, bytes);
     return { head, ids: assertIds(repo, head, this.ids.get(repo)!) };
+  }
+
+  async leftOut(repo: string) {
+    return this.leftOuts.get(repo);
   }
 
   async entries(repo: string, ids: readonly string[], read: RowRead = {}) {

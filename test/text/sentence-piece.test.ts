@@ -5,12 +5,12 @@ import { Tokenizer as Library } from '@huggingface/tokenizers';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { atOnce } from '../../services/lib/async/turns.ts';
+import { SAMPLE_REPOSITORY } from '../../services/lib/process/package-root.ts';
 import { Detokenizer } from '../../services/lib/text/detokenizer.ts';
 import { PromptBuilder } from '../../services/lib/text/prompt.ts';
 import { choosePromptFormat } from '../../services/lib/text/prompt-format.ts';
 import { Tokenizer } from '../../services/lib/text/tokenizer.ts';
 import { readTokenizerJson } from '../../services/lib/text/tokenizer-json.ts';
-import { SAMPLE_REPOSITORY } from '../../services/sample.ts';
 import { fakeGateway } from '../support/fake-gateway.ts';
 
 /** Words whose letters are merged one after the other, the first words first. */

@@ -8,7 +8,7 @@ import { Watchdog } from '../../lib/async/watchdog.ts';
 import { ServingError } from '../../lib/process/errors.ts';
 import type { TraceHeaders } from '../../lib/process/span.ts';
 import type { Sampling } from '../../lib/request/next-token.ts';
-import type { Activity } from '../../lib/request/timeline.ts';
+import { type Activity, KV_BYTES } from '../../lib/request/timeline.ts';
 import type { TokenPrompt } from '../../lib/request/token-prompt.ts';
 import type { DecodeEvent__Output } from '../../lib/rpc/gen/llavacode/v1/DecodeEvent.ts';
 import type { KvHandle__Output } from '../../lib/rpc/gen/llavacode/v1/KvHandle.ts';
@@ -52,8 +52,11 @@ export interface AttemptRequest extends AttemptObserver {
   readonly deadlineMs: number;
   /** A joined sequence that brings no token for so long is lost, in ms. */
   readonly stallTimeoutMs: number;
-  /** Told of each call to a worker, just before it is made. */
-  readonly onCall: (name: 'prefill' | 'decode', worker: string) => WorkerCall;
+  /**
+   * Told of each call to a worker, just before it is made.
+   * @param source address of the worker whose KV the called one takes.
+   */
+  readonly onCall: (name: 'prefill' | 'decode', worker: string, source?: string) => WorkerCall;
   /** Told of the tokens of each choice after the first one as they come, before anybody reads them. */
   readonly onDecoded?: (choice: number, tokens: number) => void;
 }
@@ -141,12 +144,12 @@ export class Attempt {
     const kv = await unlessAborted(this.#accepted.promise, live);
     const call = { requestId, kv, choice, sampling: samplingMessage(samplings[choice]!), maxTokens };
     let tokens = 1; // the first one comes from prefill
-    const { activity, headers } = this.#request.onCall('decode', worker.address);
+    const { activity, headers } = this.#request.onCall('decode', worker.address, this.#workers.prefill.address);
     try {
       for await (const { joined, step } of worker.client.decode(call, live, deadlineMs, headers)) {
         stall.start();
         if (joined) {
-          activity.mark('joined', { 'llavacode.kv.bytes': joined.handoffBytes });
+          activity.mark('joined', { [KV_BYTES]: joined.handoffBytes });
           onJoined(joined);
           worker.started();
           this.#noLongerAwaitsKv(choice);

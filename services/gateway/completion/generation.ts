@@ -198,7 +198,7 @@ export class Generation {
 
   /** @throws as {@link #place} does. */
   async #waitFor(placing: Promise<Grant>, { scope }: PromptTask, sinceMs: number): Promise<Grant> {
-    const waiting = scope.record.timeline.begin('queue', undefined, sinceMs);
+    const waiting = scope.record.timeline.begin('queue', {}, sinceMs);
     try {
       return await placing;
     } catch (error) {
@@ -263,7 +263,7 @@ export class Generation {
       promptLogprobs: wantsPromptLogprobs ? (request.logprobs ?? -1) : -1,
       deadlineMs: scope.deadlineMs,
       stallTimeoutMs: this.#parts.stallTimeoutMs,
-      onCall: (name, worker) => record.called(name, worker),
+      onCall: (name, worker, source) => record.called(name, worker, source),
       ...countingTokens(task, indices, givingBackCached(grant, record.observerFor(!counts))),
     };
     return { part, attempt: new Attempt(attemptRequest, grant), grant };

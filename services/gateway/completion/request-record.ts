@@ -12,6 +12,7 @@ import type { ContextReport } from '../context/context.ts';
 import type { Usage } from '../request.ts';
 import type { AttemptObserver, WorkerCall } from './attempt.ts';
 import type { ChoiceDelta } from './choice.ts';
+import type { Flight, FlightRecorder } from './flight-recorder.ts';
 import type { RedactedSample } from './redacted-sample.ts';
 import { RequestTrace } from './request-trace.ts';
 
@@ -29,8 +30,10 @@ interface Arrivals {
 const SESSION_KEY = randomBytes(32);
 const sessionDigest = (session: string) => createHmac('sha256', SESSION_KEY).update(session).digest('hex').slice(0, 16);
 
-/** The head of a request, as far as its trace says it. */
-interface TracedHead {
+/** The head of a request, as far as its trace says it, and the operator page. */
+interface RecordedHead {
+  /** Of the request; in its log lines as well. */
+  readonly id: string;
   readonly headers: TraceHeaders;
   readonly method: string;
   /** The route that serves it, such as `/v1/completions`. */
@@ -41,6 +44,8 @@ export class RequestRecord {
   readonly timeline = new Timeline();
   /** undefined where traces are off. */
   readonly trace: RequestTrace | undefined;
+  /** undefined where nobody looks at recent requests. */
+  readonly #flight: Flight | undefined;
   #tenant: string | undefined;
   /** Name of the served model; '' before it is known that the request is for it. */
   #model = '';
@@ -70,9 +75,14 @@ export class RequestRecord {
   #tokensOfOthers = 0;
   #detokenizeMs = 0;
 
-  /** @param head of the HTTP request, if it is to be traced. */
-  constructor(head?: TracedHead) {
-    if (head === undefined || !isTracing()) return;
+  /**
+   * @param head of the HTTP request, if it is to be traced and shown.
+   * @param recorder keeps the record for the operator page, where there is one.
+   */
+  constructor(head?: RecordedHead, recorder?: FlightRecorder) {
+    if (head === undefined) return;
+    this.#flight = recorder?.begin(this.timeline, head);
+    if (!isTracing()) return;
     const attributes = { 'http.request.method': head.method, 'http.route': head.route };
     this.trace = RequestTrace.begin(this.timeline, head.headers, attributes);
   }
@@ -206,9 +216,9 @@ export class RequestRecord {
     this.#tokensOfOthers += tokens;
   }
 
-  /** A worker is called for a part of the request. */
-  called(name: 'prefill' | 'decode', worker: string): WorkerCall {
-    const activity = this.timeline.begin(name, worker);
+  /** A worker is called for a part of the request. @param source address of the worker whose KV it takes. */
+  called(name: 'prefill' | 'decode', worker: string, source?: string): WorkerCall {
+    const activity = this.timeline.begin(name, { worker, source });
     return { activity, headers: this.trace?.headersOf(activity) };
   }
 
@@ -327,9 +337,11 @@ export class RequestRecord {
       replays: this.#replays,
       tenant: this.#tenant,
     });
+    const line = this.#line(status);
     // Refused keys have a line of their own, of which there is a bounded number.
-    const level = this.#error?.code === 'invalid_api_key' ? 'debug' : 'info';
-    log[level](this.#line(status), 'completion');
+    const isStranger = this.#error?.code === 'invalid_api_key';
+    this.#flight?.end(isStranger ? undefined : { ...line, err: undefined, sample: undefined });
+    log[isStranger ? 'debug' : 'info'](line, 'completion');
   }
 
   #line(status: number): object {

@@ -5,7 +5,13 @@
 import { ServingError } from '../../lib/process/errors.ts';
 import { ACCESS_LEVELS, type Access, type Identity } from '../tenants/api-keys.ts';
 
-const NEEDED: Readonly<Record<string, Access>> = {
+/**
+ * `operator` is access `admin` that the file of keys gives in so many words: a key whose entry says nothing has `admin`
+ * as well, since there were keys before there were levels, and editors have such keys.
+ */
+type Needed = Access | 'operator';
+
+const NEEDED: Readonly<Record<string, Needed>> = {
   'POST /v1/completions': 'complete',
   'POST /infill': 'complete',
   'POST /completion': 'complete',
@@ -38,15 +44,24 @@ const NEEDED: Readonly<Record<string, Access>> = {
   // They decide which model everybody gets, and name folders of the machine.
   'GET /v1/rollout': 'admin',
   'POST /v1/rollout': 'admin',
+  // Names of all tenants and repositories, and who asks for what when.
+  'GET /admin/api/live': 'operator',
+  'GET /admin/api/repos': 'operator',
+  'GET /admin/api/left-out': 'operator',
 };
 
 /** The access that a route needs; undefined for one that is not listed. HEAD needs what GET needs. */
-export const neededFor = (method: string, url: string): Access | undefined =>
+export const neededFor = (method: string, url: string): Needed | undefined =>
   NEEDED[`${method === 'HEAD' ? 'GET' : method} ${url}`];
 
 /** @throws ServingError access_denied */
-export function assertAccess({ access }: Identity, method: string, url: string): void {
+export function assertAccess({ access, isOperator }: Identity, method: string, url: string): void {
   const needed = neededFor(method, url) ?? 'admin';
+  if (needed === 'operator') {
+    if (isOperator) return;
+    const message = `${method} ${url} needs a key whose entry in the file of keys says "access": "admin"`;
+    throw new ServingError('access_denied', message);
+  }
   if (ACCESS_LEVELS.indexOf(access) >= ACCESS_LEVELS.indexOf(needed)) return;
   const message = `${method} ${url} needs a key with access "${needed}", and this one has "${access}"`;
   throw new ServingError('access_denied', message);

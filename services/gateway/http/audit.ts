@@ -46,7 +46,8 @@ function whatWasDone(request: FastifyRequest): Done | undefined {
     const { '*': name } = request.params as Readonly<Record<string, string>>;
     return { action, repo: nameIn(name), detail: {} };
   }
-  if (neededFor(method, url) === 'admin') {
+  const needed = neededFor(method, url);
+  if (needed === 'admin' || needed === 'operator') {
     return { action: 'admin', repo: null, detail: { route: `${method} ${url}`, ...wordOf(request) } };
   }
   return ofCompletion(request);

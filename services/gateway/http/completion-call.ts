@@ -174,8 +174,8 @@ function reportHeaders({ context, suffix }: RequestRecord): Record<string, strin
 
 /** Writes what is known about a completion when its answer has ended, in whichever way. */
 function keepRecord(request: FastifyRequest, { raw }: FastifyReply): void {
-  const { headers, method, routeOptions } = request;
-  const record = new RequestRecord({ headers, method, route: routeOptions.url ?? '' });
+  const { id, headers, method, routeOptions, server } = request;
+  const record = new RequestRecord({ id, headers, method, route: routeOptions.url ?? '' }, server.flights);
   request.record = record;
   if (record.trace) request.log = request.log.child({ trace_id: record.trace.traceId });
   raw.once('close', () => {

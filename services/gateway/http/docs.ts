@@ -64,10 +64,12 @@ export function addDocs(app: FastifyInstance): void {
 /** The schema of a route as JSON Schema. It exists for the description alone: zod reads the bodies. */
 function described(schema: FastifySchema | undefined, { config }: RouteOptions): FastifySchema {
   const body = schema?.body as BodySchema<unknown> | undefined;
+  const query = schema?.querystring as BodySchema<unknown> | undefined;
   const failure = config?.wordsFailure ? ERROR_TEXT : ERROR;
   return {
     ...schema,
     ...(body && { body: jsonSchemaOf(body.fields) }),
+    ...(query && { querystring: jsonSchemaOf(query.fields) }),
     ...(config?.needsNoKey && { security: [] }),
     response: { 200: { description: 'the answer' }, '4XX': { ...failure, description: 'a refusal' } },
   };

@@ -142,7 +142,8 @@ async function describe(
   return repoBody(name, head, served);
 }
 
-function repoBody(repo: string, head: IndexHead, served: string | undefined) {
+/** What is told of an index. @param served fingerprint of the served encoder and projector. */
+export function repoBody(repo: string, head: IndexHead, served: string | undefined) {
   const fits = contextFingerprint(head.fingerprint) === served;
   return {
     object: 'repo',
@@ -330,7 +331,8 @@ function indexerOf({ indexer }: RepoParts): IndexerClient {
   return indexer;
 }
 
-function storeOf(store: Store | undefined): Store {
+/** @throws ServingError store_unavailable where the gateway has no store. */
+export function storeOf(store: Store | undefined): Store {
   if (!store) throw new ServingError('store_unavailable', 'this gateway has no store');
   return store;
 }

@@ -7,10 +7,13 @@ import type { AuditLog } from '../../lib/process/audit-log.ts';
 import { type ErrorCode, ServingError } from '../../lib/process/errors.ts';
 import { isLoopback } from '../../lib/process/exposure.ts';
 import { throttled } from '../../lib/process/log.ts';
+import type { FlightRecorder } from '../completion/flight-recorder.ts';
 import type { RequestRecord } from '../completion/request-record.ts';
 import { type ApiKeys, type Identity, NO_KEYS } from '../tenants/api-keys.ts';
 import { RefusalPace } from '../tenants/refusal-pace.ts';
 import { assertAccess, neededFor } from './access.ts';
+import { type AdminParts, addAdminRoutes } from './admin.ts';
+import { isPage } from './admin-page.ts';
 import { type AppOptions, createApp } from './app.ts';
 import { auditAtEnd, noteFailure } from './audit.ts';
 import { assertUtf8, decodedBody, onceRead, parseJson } from './body.ts';
@@ -47,6 +50,8 @@ declare module 'fastify' {
     /** Whether answers may name addresses and paths of the system's inside (errors.ts). */
     tellsInside: boolean;
     refusalPace: RefusalPace;
+    /** Keeps completions for the operator page; undefined where there is none. */
+    flights: FlightRecorder | undefined;
   }
   interface FastifyContextConfig {
     /** The route needs no API key; all others are listed in access.ts. */
@@ -60,6 +65,7 @@ declare module 'fastify' {
 
 export interface ServerParts
   extends AppOptions,
+    AdminParts,
     ChatParts,
     CompletionsParts,
     LlamaCppParts,
@@ -95,6 +101,7 @@ export function createServer(parts: ServerParts): FastifyInstance {
   app.decorateRequest('record', undefined);
   app.decorateRequest('identity');
   app.decorate('tellsInside', parts.keys === NO_KEYS);
+  app.decorate('flights', parts.operator?.flights);
   app.decorate('refusalPace', new RefusalPace(parts.refusalsPerSecond));
   app.setValidatorCompiler<BodySchema<unknown>>(({ schema }) => (body) => {
     const result = schema.safeParse(body);
@@ -177,7 +184,7 @@ const notFound = ({ method, url }: FastifyRequest) =>
 function addRoutes(app: FastifyInstance, parts: ServerParts): void {
   app.addHook('onRoute', (route) => {
     const { method, url } = route;
-    if (isDocs(url) || url === PREFLIGHT_URL) route.config = { ...route.config, needsNoKey: true };
+    if (isDocs(url) || isPage(url) || url === PREFLIGHT_URL) route.config = { ...route.config, needsNoKey: true };
     const unlisted = route.config?.needsNoKey ? undefined : [method].flat().find((each) => !neededFor(each, url));
     if (unlisted) throw new ServingError('internal', `access.ts does not say who may use ${unlisted} ${url}`);
   });
@@ -191,6 +198,7 @@ function addRoutes(app: FastifyInstance, parts: ServerParts): void {
 
 /** The routes of the API. */
 function addApi(app: FastifyInstance, parts: ServerParts): void {
+  addAdminRoutes(app, parts);
   addCompletionsRoutes(app, parts);
   addChatRoute(app, parts);
   addLlamaCppRoutes(app, parts);

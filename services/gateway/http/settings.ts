@@ -74,6 +74,12 @@ export const HTTP_SETTINGS = {
       'take part in rollouts: POST /v1/rollout has another bundle served beside this one (llavacode rollout). It names ' +
         'a folder of this machine, so give nobody a key with access admin who may not do that',
     ),
+  adminPage: flag
+    .default(false)
+    .describe(
+      'serve the operator page at /admin/: workers, hand-overs and recent requests of this gateway, indexes of all ' +
+        'tenants, and completions in three modes side by side; where there are keys, it needs one whose entry says access admin',
+    ),
   ...UPLOAD_SETTINGS,
 };
 export type HttpConfig = ConfigOf<typeof HTTP_SETTINGS>;

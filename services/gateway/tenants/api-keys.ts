@@ -20,6 +20,8 @@ export interface Identity {
   readonly tenant: string;
   readonly limits: TenantLimits;
   readonly access: Access;
+  /** Whether the file of keys says that the key has access `admin`, and not nothing. */
+  readonly isOperator?: boolean;
   /** The repository of requests that name none. */
   readonly defaultRepo?: string | undefined;
   /** Tells the key from the tenant's other ones; the same at all gateways. */
@@ -64,7 +66,13 @@ export class RenewedKeys implements ApiKeys {
 /** Nobody needs a key. */
 export const NO_KEYS: ApiKeys = {
   tenants: [DEFAULT_TENANT],
-  identify: () => ({ tenant: DEFAULT_TENANT, limits: UNLIMITED, access: 'admin', mayUse: () => true }),
+  identify: () => ({
+    tenant: DEFAULT_TENANT,
+    limits: UNLIMITED,
+    access: 'admin',
+    isOperator: true,
+    mayUse: () => true,
+  }),
 };
 
 const limit = z.int().min(1).optional();
@@ -86,7 +94,7 @@ const keysFile = z
       max_inflight: limit,
       tokens_per_minute: limit,
       /** Everything where not given, as before there were levels. */
-      access: z.enum(ACCESS_LEVELS, { error: `must be one of ${ACCESS_LEVELS.join(', ')}` }).default('admin'),
+      access: z.enum(ACCESS_LEVELS, { error: `must be one of ${ACCESS_LEVELS.join(', ')}` }).optional(),
     }),
   )
   .superRefine((entries, context) => {
@@ -134,9 +142,15 @@ export async function loadApiKeys(file: string): Promise<ApiKeys> {
     throw new ServingError('config_invalid', `--api-keys-file ${file}: ${why}`, { cause });
   }
   const keys = entries.map(({ key_sha256, tenant, repos, default_repo, max_inflight, tokens_per_minute, access }) => {
-    const mayUse = (repo: string) => repos.includes('*') || repos.includes(repo);
-    const limits = { maxInflight: max_inflight, tokensPerMinute: tokens_per_minute };
-    const identity = { tenant, limits, access, defaultRepo: default_repo, keyId: key_sha256.slice(0, 16), mayUse };
+    const identity: Identity = {
+      tenant,
+      limits: { maxInflight: max_inflight, tokensPerMinute: tokens_per_minute },
+      access: access ?? 'admin',
+      isOperator: access === 'admin',
+      defaultRepo: default_repo,
+      keyId: key_sha256.slice(0, 16),
+      mayUse: (repo: string) => repos.includes('*') || repos.includes(repo),
+    };
     return { digest: Buffer.from(key_sha256, 'hex'), identity };
   });
   return {

@@ -165,6 +165,14 @@ export class WorkerPool {
     return this.#prefill.usable.length > 0 && this.#decode.usable.length > 0;
   }
 
+  /** All workers that are listed, to look at. */
+  get known(): {
+    readonly prefill: readonly Worker<PrefillClient>[];
+    readonly decode: readonly Worker<DecodeClient>[];
+  } {
+    return { prefill: this.#prefill.known, decode: this.#decode.known };
+  }
+
   /** How many workers of each role are usable. */
   get usableWorkers(): { readonly prefill: number; readonly decode: number } {
     return { prefill: this.#prefill.usable.length, decode: this.#decode.usable.length };

@@ -90,6 +90,11 @@ export class WorkerSet<C extends Describable> {
     return this.#workers.some((worker) => worker.address === address);
   }
 
+  /** All workers that are listed, whether or not they can be used. */
+  get known(): readonly Worker<C>[] {
+    return this.#workers;
+  }
+
   get usable(): Worker<C>[] {
     return this.#workers.filter((worker) => worker.usable);
   }

@@ -13,3 +13,6 @@ export const PACKAGE_ROOT = (() => {
   }
   return dir;
 })();
+
+/** The repository that ships, to be indexed. */
+export const SAMPLE_REPOSITORY = join(PACKAGE_ROOT, 'examples', 'shop');

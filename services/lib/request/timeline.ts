@@ -43,6 +43,9 @@ export type TimelineSpan = keyof typeof SPANS;
 /** What may happen several times in a request, or side by side: waiting for workers, and calls to them. */
 export type ActivityName = 'queue' | 'prefill' | 'decode' | 'follow';
 
+/** The fact of the mark `joined` of a decode call: bytes of KV that were pulled for it. */
+export const KV_BYTES = 'llavacode.kv.bytes';
+
 /** What is told of an activity, as it happens. Times are ms of the monotonic clock. */
 export interface ActivityObserver {
   event(name: string, atMs: number, facts?: Readonly<Record<string, string | number>>): void;
@@ -50,50 +53,60 @@ export interface ActivityObserver {
   end(atMs: number, error?: string): void;
 }
 
+/** Addresses of the workers that an activity is between. */
+export type ActivityPlace = Partial<Pick<Activity, 'worker' | 'source'>>;
+
 /** One stretch of a request: from when to when, and whose worker it was. */
 export class Activity {
   readonly name: ActivityName;
   /** Address of the worker that is called; undefined for waiting. */
   readonly worker: string | undefined;
+  /** Address of the worker whose KV the called one takes; undefined where it takes none. */
+  readonly source: string | undefined;
   readonly beganMs: number;
-  #observer: ActivityObserver | undefined;
+  readonly #observers: ActivityObserver[] = [];
 
-  constructor(name: ActivityName, worker: string | undefined, beganMs: number) {
+  constructor(name: ActivityName, beganMs: number, { worker, source }: ActivityPlace = {}) {
     this.name = name;
     this.worker = worker;
+    this.source = source;
     this.beganMs = beganMs;
   }
 
   observe(observer: ActivityObserver): void {
-    this.#observer = observer;
+    this.#observers.push(observer);
   }
 
   mark(event: string, facts?: Readonly<Record<string, string | number>>, atMs = performance.now()): void {
-    this.#observer?.event(event, atMs, facts);
+    for (const observer of this.#observers) observer.event(event, atMs, facts);
   }
 
   /** Ends it, once. @param error code of the error that it ended with. */
   end(error?: string, atMs = performance.now()): void {
-    this.#observer?.end(atMs, error);
-    this.#observer = undefined;
+    for (const observer of this.#observers.splice(0)) observer.end(atMs, error);
   }
 }
 
 export class Timeline {
   readonly #events = new Map<RequestEvent, number>();
   readonly #stages = new Map<TimelineStage, number>();
-  #onBegin: ((activity: Activity) => void) | undefined;
+  readonly #onBegin: ((activity: Activity) => void)[] = [];
 
   /** Is told of every activity from here on, when it begins. */
   onBegin(listener: (activity: Activity) => void): void {
-    this.#onBegin = listener;
+    this.#onBegin.push(listener);
   }
 
-  /** @param worker address of the worker that is called. */
-  begin(name: ActivityName, worker?: string, atMs = performance.now()): Activity {
-    const activity = new Activity(name, worker, atMs);
-    this.#onBegin?.(activity);
+  /** An activity begins. @param place the workers that it is between; none for waiting. */
+  begin(name: ActivityName, place: ActivityPlace = {}, atMs = performance.now()): Activity {
+    const activity = new Activity(name, atMs, place);
+    for (const listener of this.#onBegin) listener(activity);
     return activity;
+  }
+
+  /** The event that was stamped last; undefined before the first one. */
+  get latest(): RequestEvent | undefined {
+    return [...this.#events.keys()].at(-1);
   }
 
   /** Time of an event in ms of the monotonic clock; undefined if it has not happened. */

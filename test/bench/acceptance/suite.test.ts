@@ -24,7 +24,7 @@ const reasonOf = (verdicts: readonly Verdict[], route: string, kind: Kind) =>
 
 /** A gateway that is ready: its workers have served a first completion. @returns its port. */
 async function gatewayOn(options: FakeGatewayOptions = {}, key = ''): Promise<number> {
-  const settings = { slotsRoute: true, connectTimeoutMs: 60_000, ...options };
+  const settings = { slotsRoute: true, page: new Map(), connectTimeoutMs: 60_000, ...options };
   const { app, port, readiness } = await listeningGateway({ token: () => 70 }, settings);
   const first = { method: 'POST', url: '/v1/completions', headers: bearer(key), payload: { prompt: 'a' } } as const;
   expect((await app.inject(first)).statusCode).toBe(200);
@@ -50,7 +50,7 @@ test('every route of docs/openapi.json has its cases, and no case is of a route 
 
 test('a gateway with keys, a store and an indexer passes every case, and keeps nothing of the suite', async () => {
   const { store, client } = await fakeIndexer();
-  const keys = await keysOf([keyEntry('secret', 'acme')]);
+  const keys = await keysOf([keyEntry('secret', 'acme', { access: 'admin' })]);
   const inspectBundle = async () => {
     throw new ServingError('bundle_invalid', 'there is no bundle');
   };
@@ -75,11 +75,12 @@ test('what a gateway does not offer, and what a key may not do, is named and is 
   expect(reasonOf(verdicts, 'GET /metrics', 'answers')).toBe('the key has less access than the route needs');
   expect(reasonOf(verdicts, 'PUT /v1/repos/{*}', 'answers')).toBe('the key has less access than the route needs');
   expect(reasonOf(verdicts, 'GET /v1/repos', 'answers')).toBe('the deployment has no store, or does not reach it');
-  const open = await gatewayOn({ slotsRoute: false });
+  const open = await gatewayOn({ slotsRoute: false, page: undefined });
   const others = await runAcceptance(target(open), true);
   expect(failed(others.verdicts)).toEqual([]);
   expect(reasonOf(others.verdicts, 'GET /slots', 'answers')).toBe('--slots-route is off');
   expect(reasonOf(others.verdicts, 'POST /v1/rollout', 'answers')).toBe('--rollouts is off');
+  expect(reasonOf(others.verdicts, 'GET /admin/api/left-out', 'answers')).toBe('--admin-page is off');
   expect(reasonOf(others.verdicts, 'POST /infill', 'no key')).toBe('the deployment has no keys');
   expect(reasonOf(others.verdicts, 'DELETE /v1/repos/{*}', 'answers')).toBe('the run only reads');
 });

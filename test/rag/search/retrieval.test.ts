@@ -167,6 +167,7 @@ function bound(store: Store): Store {
     address: store.address,
     head: (repo) => store.head(repo),
     snapshot: (repo) => store.snapshot(repo),
+    leftOut: (repo) => store.leftOut(repo),
     entries: (repo, ids) => store.entries(repo, ids),
     repositories: (tenant) => store.repositories(tenant),
     contents: (repo, fingerprint, ids) => store.contents(repo, fingerprint, ids),

@@ -130,6 +130,24 @@ describe.each(Object.entries(kinds))('the %s store', (_, start) => {
     expect(await store.entries(repo, [kept.chunk.id])).toEqual([entry]);
   });
 
+  test('the files that a run left out are kept beside the index, and go with it', async () => {
+    expect(await store.leftOut(repo)).toBeUndefined();
+    const leftOut = { counts: { binary: 2, ignored: 1 }, files: [['größe 😀.png', 'binary'] as const] };
+    await publish(store, repo, rowsOf('a.py'));
+    expect(await store.leftOut(repo)).toBeUndefined(); // as an indexer of an earlier release leaves it
+    const writer = await store.lock(repo, TTL_MS);
+    await writer.putLeftOut({ counts: {}, files: [] });
+    await writer.putLeftOut(leftOut);
+    await writer.sweep();
+    expect(await store.leftOut(repo)).toEqual(leftOut);
+    expect(await store.repositories(tenantOf(repo))).toContain(repo);
+    expect((await store.snapshot(repo))?.head.version).toBe('1'.repeat(16));
+    await writer.remove();
+    expect(await store.leftOut(repo)).toBeUndefined();
+    await writer.release();
+    await expect(writer.putLeftOut(leftOut)).rejects.toMatchObject({ code: 'index_locked' });
+  });
+
   test('ids that are not those of chunks and files are refused', async () => {
     const rows = rowsOf('a.py');
     const { head, ids } = snapshotOf(rows);

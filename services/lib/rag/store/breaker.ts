@@ -38,6 +38,7 @@ export function withBreaker(store: Store, options: BreakerOptions): Store {
     snapshot: (repo) => unlessOpen(() => store.snapshot(repo)),
     entries: (repo, ids, read) => unlessOpen(() => store.entries(repo, ids, read)),
     contents: (repo, fingerprint, ids, read) => unlessOpen(() => store.contents(repo, fingerprint, ids, read)),
+    leftOut: (repo) => store.leftOut(repo),
     repositories: (tenant, which) => unlessOpen(() => store.repositories(tenant, which)),
     lock: (repo, ttlMs) => store.lock(repo, ttlMs),
     close: () => {

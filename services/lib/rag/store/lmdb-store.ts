@@ -2,7 +2,8 @@
  * The index in an embedded LMDB. Any number of processes on one machine may read while one indexer per repository
  * writes. This file is the only importer of lmdb. The databases and their keys:
  *
- *   index   [repo]                   → head; [repo, 'ids'] → packed ids of chunks and files
+ *   index   [repo]                   → head; [repo, 'ids'] → packed ids of chunks and files;
+ *                                    [repo, 'left-out'] → files that were not indexed
  *   chunks  [repo, id]               → path, lines, tokens; of a file, path and lines
  *   rows    [repo, fingerprint, id]  → vectors, text
  *   locks   [repo]                   → token of the indexer at work, and when the lock expires
@@ -22,16 +23,18 @@ import {
   decodeContent,
   decodeEntry,
   decodeHead,
+  decodeLeftOut,
   decodeRows,
   encodeContent,
   encodeEntry,
   encodeHead,
+  encodeLeftOut,
   idsOf,
   isSound,
   partOf,
   RowBudget,
 } from './row.ts';
-import type { ChunkRow, IndexSnapshot, IndexWriter, RowRead, Store, StoreLog } from './store.ts';
+import type { ChunkRow, IndexSnapshot, IndexWriter, LeftOut, RowRead, Store, StoreLog } from './store.ts';
 
 interface Lock {
   readonly token: string;
@@ -54,6 +57,9 @@ function isHeld({ expiresAt, ttlMs }: Lock): boolean {
 /** A part of a key that sorts after every string. */
 const LAST = Buffer.from([0xff]);
 const within = (...prefix: string[]) => ({ start: prefix, end: [...prefix, LAST] });
+
+/** Where the files stand that were not indexed. */
+const LEFT_OUT = 'left-out';
 
 /** The names that LMDB gives its files. */
 const FILES = ['data.mdb', 'lock.mdb'];
@@ -126,6 +132,12 @@ class LmdbStore implements Store {
     if (!bytes) return undefined;
     const head = decodeHead(repo, bytes);
     return { head, ids: assertIds(repo, head, ids ?? Buffer.alloc(0)) };
+  }
+
+  async leftOut(repo: string) {
+    assertRepoKey(repo);
+    const bytes = await this.read(() => this.index.get([repo, LEFT_OUT]));
+    return bytes && decodeLeftOut(repo, bytes);
   }
 
   async entries(repo: string, ids: readonly string[], read: RowRead = {}) {
@@ -244,6 +256,10 @@ class LmdbWriter implements IndexWriter {
     });
   }
 
+  async putLeftOut(leftOut: LeftOut) {
+    await this.#guarded(() => this.#store.index.put([this.#repo, LEFT_OUT], encodeLeftOut(leftOut)));
+  }
+
   async sweep(kept?: IndexSnapshot) {
     const { chunks, rows } = this.#store;
     const current = await this.#store.snapshot(this.#repo);
@@ -275,6 +291,7 @@ class LmdbWriter implements IndexWriter {
       published = index.doesExist([this.#repo]);
       index.remove([this.#repo]);
       index.remove([this.#repo, 'ids']);
+      index.remove([this.#repo, LEFT_OUT]);
       for (const database of [chunks, rows]) {
         for (const key of [...database.getKeys(within(this.#repo))]) database.remove(key);
       }

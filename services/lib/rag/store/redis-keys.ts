@@ -3,7 +3,7 @@
  * REPO is `name`, or `tenant:name` (see `repoKey`).
  *
  *   llavacode:1:{REPO}:index         hash: head → JSON, ids → packed ids of chunks and files (32 bytes each).
- *                                    Replaced by one HSET.
+ *                                    Replaced by one HSET. left-out → files that were not indexed
  *   llavacode:1:{REPO}:chunks        hash: chunk id → path, lines, tokens
  *   llavacode:1:{REPO}:rows:FP       hash: chunk id → vectors, text; FP is a fingerprint
  *   llavacode:1:{REPO}:sums:FP       hash: chunk id → checksum of what lies under it in chunks and in rows:FP
@@ -17,6 +17,9 @@
  * are reported as errors, never passed over.
  */
 import { tenantOf } from './repo-key.ts';
+
+/** Field of the index where the files stand that were not indexed. */
+export const LEFT_OUT = 'left-out';
 
 const PREFIX = 'llavacode:1:';
 

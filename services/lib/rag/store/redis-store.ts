@@ -7,10 +7,10 @@
 import { randomUUID } from 'node:crypto';
 import { ServingError } from '../../process/errors.ts';
 import { RedisConnection, type Repeat } from '../../redis/connection.ts';
-import { keysOf, publishedKey } from './redis-keys.ts';
+import { keysOf, LEFT_OUT, publishedKey } from './redis-keys.ts';
 import { RedisWriter } from './redis-writer.ts';
 import { assertRepoKey, isSideKey } from './repo-key.ts';
-import { assertIds, decodeContent, decodeEntry, decodeHead, decodeRows, type StoredRow } from './row.ts';
+import { assertIds, decodeContent, decodeEntry, decodeHead, decodeLeftOut, decodeRows, type StoredRow } from './row.ts';
 import type { RowPart, RowRead, Store, StoreUse } from './store.ts';
 
 /**
@@ -99,6 +99,15 @@ class RedisStore implements Store {
     if (!bytes) return undefined;
     const head = decodeHead(repo, bytes);
     return { head, ids: assertIds(repo, head, ids ?? Buffer.alloc(0)) };
+  }
+
+  async leftOut(repo: string) {
+    assertRepoKey(repo);
+    const bytes = await damageTold(
+      repo,
+      this.#rows.run((client) => client.hgetBuffer(keysOf(repo).index, LEFT_OUT), this.#repeat),
+    );
+    return bytes ? decodeLeftOut(repo, bytes) : undefined;
   }
 
   async entries(repo: string, ids: readonly string[], read: RowRead = {}) {

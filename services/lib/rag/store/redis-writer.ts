@@ -9,9 +9,9 @@
  */
 import { ServingError } from '../../process/errors.ts';
 import type { RedisConnection, Repeat } from '../../redis/connection.ts';
-import { keysOf, type RedisKeys } from './redis-keys.ts';
-import { encodeContent, encodeEntry, encodeHead, idsOf } from './row.ts';
-import type { ChunkRow, IndexSnapshot, IndexWriter, Store } from './store.ts';
+import { keysOf, LEFT_OUT, type RedisKeys } from './redis-keys.ts';
+import { encodeContent, encodeEntry, encodeHead, encodeLeftOut, idsOf } from './row.ts';
+import type { ChunkRow, IndexSnapshot, IndexWriter, LeftOut, Store } from './store.ts';
 
 /** KEYS[1] is the lock and ARGV[1] the token; the script returns 0 if the lock is not ours. */
 const guarded = (body: string) => `if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end ${body} return 1`;
@@ -28,6 +28,7 @@ const SCRIPT = {
       redis.call('HSET', KEYS[5], ARGV[i], sum(ARGV[i + 1], ARGV[i + 2]))
     end`),
   publish: guarded(`redis.call('HSET', KEYS[2], 'head', ARGV[2], 'ids', ARGV[3])`),
+  set: guarded(`redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])`),
   remove: guarded(`redis.call('HDEL', KEYS[2], unpack(ARGV, 2))`),
   drop: guarded(`redis.call('UNLINK', unpack(KEYS, 3)) redis.call('SREM', KEYS[2], ARGV[2])`),
   unlink: guarded(`redis.call('UNLINK', unpack(KEYS, 2))`),
@@ -106,6 +107,10 @@ export class RedisWriter implements IndexWriter {
   async publish({ head, ids }: IndexSnapshot) {
     await this.#guarded('publish', [this.#keys.index], [encodeHead(head), ids], 'never');
     await this.#list();
+  }
+
+  async putLeftOut(leftOut: LeftOut) {
+    await this.#guarded('set', [this.#keys.index], [LEFT_OUT, encodeLeftOut(leftOut)]);
   }
 
   /** Lists the repository. The list lies in another slot, so this is a step of its own; the next sweep repeats it. */

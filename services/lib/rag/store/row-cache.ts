@@ -43,6 +43,7 @@ export function withRowCache(store: Store, limitBytes: number): Store {
     address: store.address,
     head: (repo, read) => store.head(repo, read),
     snapshot: (repo) => store.snapshot(repo),
+    leftOut: (repo) => store.leftOut(repo),
     repositories: (tenant, which) => store.repositories(tenant, which),
     entries: (repo, ids, limits) =>
       through(

@@ -2,8 +2,17 @@
 import { createHash } from 'node:crypto';
 import { ServingError } from '../../process/errors.ts';
 import { normalisePath } from './path-form.ts';
-import type { ChunkContent, ChunkEntry, ChunkRow, IndexHead, IndexSnapshot, RowPart, RowRead } from './store.ts';
-import { indexHead } from './store.ts';
+import type {
+  ChunkContent,
+  ChunkEntry,
+  ChunkRow,
+  IndexHead,
+  IndexSnapshot,
+  LeftOut,
+  RowPart,
+  RowRead,
+} from './store.ts';
+import { indexHead, leftOut } from './store.ts';
 import { decodeHalves, encodeHalves } from './vector-codec.ts';
 
 const ID_BYTES = 32;
@@ -56,6 +65,17 @@ export function decodeHead(repo: string, bytes: Buffer): IndexHead {
     return indexHead.parse(JSON.parse(bytes.toString()));
   } catch (error) {
     throw invalid(`an unreadable head of ${repo}`, error);
+  }
+}
+
+export const encodeLeftOut = (value: LeftOut) => Buffer.from(JSON.stringify(value));
+
+/** @throws ServingError store_invalid. */
+export function decodeLeftOut(repo: string, bytes: Buffer): LeftOut {
+  try {
+    return leftOut.parse(JSON.parse(bytes.toString()));
+  } catch (error) {
+    throw invalid(`an unreadable list of the files that ${repo} leaves out`, error);
   }
 }
 

@@ -43,6 +43,7 @@ export function withShares(store: Store): Store {
     entries: (repo, ids, read) => shares.run(repo, ids, read, (measured) => store.entries(repo, ids, measured)),
     contents: (repo, fingerprint, ids, read) =>
       shares.run(repo, ids, read, (measured) => store.contents(repo, fingerprint, ids, measured)),
+    leftOut: (repo) => store.leftOut(repo),
     repositories: (tenant, which) => store.repositories(tenant, which),
     lock: (repo, ttlMs) => store.lock(repo, ttlMs),
     close: () => store.close(),

@@ -50,6 +50,7 @@ export function withSideIndexes(store: Store, fingerprint: string | undefined): 
       ),
     entries: (repo, ids, read) => store.entries(placeOf(repo), ids, read),
     contents: (repo, rows, ids, read) => store.contents(placeOf(repo), rows, ids, read),
+    leftOut: (repo) => store.leftOut(repo),
     repositories: (tenant, which) => store.repositories(tenant, which),
     lock: (repo, ttlMs) => store.lock(repo, ttlMs),
     close: () => store.close(),

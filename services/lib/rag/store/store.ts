@@ -55,6 +55,21 @@ export interface IndexSnapshot {
   readonly ids: Buffer;
 }
 
+/** Files that are named among those that an index does not have, and bytes of their names together. */
+export const MOST_LEFT_OUT = { files: 1_000, bytes: 64 * 1024 } as const;
+
+export const leftOut = z.object({
+  /** All of them, by reason; see SKIP_REASONS of the indexer. */
+  counts: z.record(z.string(), z.int().min(0)),
+  /** Some of them with the reason, in the order of names; a folder ends in `/`. */
+  files: z
+    .array(z.tuple([z.string(), z.string()]).readonly())
+    .max(MOST_LEFT_OUT.files)
+    .readonly(),
+});
+/** The files that the last index run did not index. */
+export type LeftOut = Readonly<z.infer<typeof leftOut>>;
+
 /** The part of a chunk that retrieval keeps in memory. */
 export type ChunkEntry = Omit<Chunk, 'text'>;
 
@@ -136,6 +151,8 @@ export interface Store {
   /** One small read; undefined if there is no such repository. */
   head(repo: string, read?: HeadRead): Promise<IndexHead | undefined>;
   snapshot(repo: string): Promise<IndexSnapshot | undefined>;
+  /** undefined where there is no such repository, or it was indexed by a release that did not keep this. */
+  leftOut(repo: string): Promise<LeftOut | undefined>;
   /** Entries in the order of `ids` (hex); undefined for a chunk that is not there, or no longer there. */
   entries(repo: string, ids: readonly string[], read?: RowRead): Promise<(ChunkEntry | undefined)[]>;
   contents(
@@ -165,6 +182,8 @@ export interface IndexWriter {
   put(fingerprint: string, rows: readonly ChunkRow[]): Promise<void>;
   /** Makes this the version that readers see. */
   publish(snapshot: IndexSnapshot): Promise<void>;
+  /** Keeps what the run has left out, whether or not it has published another version. */
+  putLeftOut(leftOut: LeftOut): Promise<void>;
   /**
    * Removes chunks and vectors that the published version does not name, and returns the number of chunks removed.
    * @param kept a version that readers may still hold: what it names stays too.
