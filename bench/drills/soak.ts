@@ -1,8 +1,9 @@
 /**
- * `bench soak` sends a mix of load for hours. First nobody attacks and nothing is struck; then hostile tenants attack,
- * and workers are restarted and killed. The gateway, the indexer and the first worker of each pool are not restarted,
- * and their memory and open files are watched.
+ * `bench soak` sends a mix of load for hours. First nobody attacks and nothing is struck; then workers are restarted
+ * and killed; then hostile tenants attack as well. The gateway, the indexer and the first worker of each pool are not
+ * restarted, and their memory and open files are watched.
  */
+import { once } from 'node:events';
 import { mkdir } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -15,16 +16,18 @@ import { runIndexCommand } from '../system/cli.ts';
 import type { BenchModel } from '../system/model.ts';
 import { PromptMaker } from '../system/prompts.ts';
 import { owner } from '../system/tenants.ts';
+import { Attackers } from './attackers.ts';
+import type { AttackReport } from './attackers-child.ts';
 import type { SoakOptions } from './command.ts';
 import { Fleet, type Member } from './fleet.ts';
 import { measureCapacity, rateWithinShare } from './honest-rate.ts';
-import { type AttackerCounts, attackInTurn, hostileTenants } from './hostile-rotation.ts';
+import { type AttackerCounts, hostileTenants } from './hostile-rotation.ts';
 import { judge, type Outcome } from './judge.ts';
 import { countMix, KINDS, type Kind, type MixCounts, makeMix, sendMix } from './mix.ts';
 import { type Difference, makeReferences, type StreamRecord } from './streams.ts';
 import { comeBack } from './strikes.ts';
 import { type ProcessTrend, type Sample, trendOf } from './trend.ts';
-import { type AttackTurn, compareWaits, judgeWaits, type Span, type WaitComparison } from './waits.ts';
+import { compareWaits, judgeWaits, type Phases, type Span, type WaitComparison } from './waits.ts';
 
 interface SoakRunOptions
   extends Pick<
@@ -44,6 +47,8 @@ export interface SoakResult extends Outcome {
   /** Whether somebody ended it before its time. */
   readonly endedEarly: boolean;
   /** Duration of the part in which nobody attacked and nothing was struck. */
+  readonly undisturbedMinutes: number;
+  /** Duration of the part after that, in which nobody attacked. */
   readonly calmMinutes: number;
   /** Rate of the honest traffic, and what it was derived from; undefined where the rate was given. */
   readonly honest: { readonly rate: number; readonly capacity: number | undefined };
@@ -61,10 +66,17 @@ export interface SoakResult extends Outcome {
 const SAMPLE_EVERY_MS = 2_000;
 const REFERENCES = 8;
 const MINUTE_MS = 60_000;
+/** The parts before the attacks: each a share of the time, or so long. */
+const UNDISTURBED = { share: 1 / 12, longestMs: 5 * MINUTE_MS };
+const CALM = { share: 1 / 6, longestMs: 10 * MINUTE_MS };
+/** Share of the undisturbed part that does not count, as systems warm up. */
+const WARMUP_SHARE = 0.2;
 /**
- * The calm part: a share of the time, as long as p99 needs. The first part of it does not count, as systems warm up.
+ * Slots of each prefill worker. The honest tenant has 32 prompts: 8 of one repository, and 8 of each version of one
+ * that is edited. They fit into the three quarters of two workers' slots in which prompts that are reused are safe from
+ * new ones. With fewer slots it would fill all of them while it is alone, and lose some to attackers by right.
  */
-const CALM = { share: 1 / 6, longestMs: 10 * MINUTE_MS, warmupShare: 0.1 };
+const PREFILL_SLOTS = 24;
 
 export async function runSoak(model: BenchModel, options: SoakRunOptions): Promise<SoakResult> {
   const { data, honestOnly, hostileTokens, onProgress, stop } = options;
@@ -76,7 +88,7 @@ export async function runSoak(model: BenchModel, options: SoakRunOptions): Promi
   const prompts = await PromptMaker.load(options.repo, options.path, model.tokenizer);
   const hostile = hostileTenants(hostileTokens);
   const tenants = [owner(), ...(honestOnly ? [] : hostile)];
-  const fleet = await Fleet.start({ bundle, store, data, workers: 2, tenants });
+  const fleet = await Fleet.start({ bundle, store, data, workers: 2, tenants, prefillSlots: PREFILL_SLOTS });
   try {
     const references = await makeReferences(fleet, prompts, REFERENCES);
     const mix = await makeMix(fleet, options.path, references);
@@ -91,6 +103,16 @@ export async function runSoak(model: BenchModel, options: SoakRunOptions): Promi
   }
 }
 
+/** The parts of a run of `lastsMs` before the attacks. */
+function phasesOf(lastsMs: number): Phases {
+  const lengthOf = ({ share, longestMs }: typeof CALM) => Math.min(longestMs, share * lastsMs);
+  const calmFromMs = lengthOf(UNDISTURBED);
+  return {
+    undisturbed: { fromMs: WARMUP_SHARE * calmFromMs, toMs: calmFromMs },
+    calm: { fromMs: calmFromMs, toMs: calmFromMs + lengthOf(CALM) },
+  };
+}
+
 /** Sends the traffic, disturbs it, and judges what was seen. */
 async function soak(
   fleet: Fleet,
@@ -101,7 +123,8 @@ async function soak(
   const { rate } = honest;
   const startMs = performance.now();
   const now = () => performance.now() - startMs;
-  const calmMs = Math.min(CALM.longestMs, CALM.share * minutes * MINUTE_MS);
+  const phases = phasesOf(minutes * MINUTE_MS);
+  const attackFromMs = phases.calm.toMs;
   const over = new AbortController();
   const watched = [...fleet.of('gateway'), fleet.of('prefill')[0]!, fleet.of('decode')[0]!, ...fleet.of('indexer')];
   const pids = watched.map(({ process }) => process.pid);
@@ -109,34 +132,40 @@ async function soak(
   const ended: StreamRecord[] = [];
   const traffic = sendMix(fleet, mix, { rate, seed, onRecord: (record) => ended.push(record) }, startMs, over.signal);
   const watching = watch(fleet, watched, samples, startMs, over.signal);
-  const calmOver = sleep(calmMs, undefined, { signal: over.signal }).catch(() => {});
+  const after = (ms: number) => sleep(ms, undefined, { signal: over.signal }).catch(() => {});
   const struck: Struck = { restarts: 0, kills: 0, strikes: [], problems: [] };
   // An error ends the soak early, and what was seen until then is kept.
   const fail = (error: unknown) => {
     struck.problems.push(`the soak failed: ${ServingError.from(error).message}`);
     over.abort();
   };
-  const disturbing = calmOver.then(() => disturb(fleet, options, struck, now, over.signal)).catch(fail);
-  const turns: AttackTurn[] = [];
-  const onTurn = (turn: AttackTurn) => turns.push(turn);
-  const attacking = calmOver.then(() => attackInTurn(fleet, seed, over.signal, now, onTurn)).catch(fail);
+  const disturbing = after(phases.calm.fromMs)
+    .then(() => disturb(fleet, options, struck, now, over.signal))
+    .catch(fail);
+  const attacking = after(attackFromMs)
+    .then(() => attack(fleet, seed, now, over.signal))
+    .catch(fail);
   const report = () => options.onProgress(lookBack(now(), options, ended, samples), true);
   await untilOver(minutes * MINUTE_MS, options, now, report, over.signal);
   over.abort();
   const lastedMs = now();
-  const [sentOf, attackers = []] = await Promise.all([traffic, attacking, watching, disturbing]);
+  const [sentOf, { attackers, turns } = NOBODY_ATTACKED] = await Promise.all([
+    traffic,
+    attacking,
+    watching,
+    disturbing,
+  ]);
   const { strikes, problems, ...counts } = struck;
   const remains = await fleet.settle();
   const trends = await Promise.all(
     watched.map(async (member) => {
       const { name } = member.process;
-      return trendOf(name, samples.get(name) ?? [], calmMs, await fleet.vitals(member));
+      return trendOf(name, samples.get(name) ?? [], attackFromMs, await fleet.vitals(member));
     }),
   );
   const died = watched.flatMap(({ process: { name, pid } }, i) => (pid === pids[i] ? [] : [`${name} died`]));
   const grows = trends.filter((trend) => trend.grows !== '').map(({ name, grows }) => `${name}: ${grows}`);
-  const calm = { fromMs: CALM.warmupShare * calmMs, toMs: calmMs };
-  const waits = compareWaits([...sentOf.completions, ...sentOf.keystrokes], calm, strikes, turns);
+  const waits = compareWaits([...sentOf.completions, ...sentOf.keystrokes], phases, strikes, turns);
   const records = KINDS.flatMap((kind) => sentOf[kind]);
   const found = [remains, ...died, ...problems, ...grows, judgeWaits(waits)].filter((text) => text !== '').join('; ');
   const { sent, ok, left, failed, lostTokens, doubledTokens, broken } = judge({ name: 'soak' }, records, [], found);
@@ -144,10 +173,28 @@ async function soak(
     sentOf[kind].flatMap(({ difference, sentMs }) => (difference ? [{ ...difference, kind, sentMs }] : [])),
   );
   return {
-    ...{ minutes: lastedMs / MINUTE_MS, endedEarly: options.stop.aborted, calmMinutes: calmMs / MINUTE_MS },
+    ...{ minutes: lastedMs / MINUTE_MS, endedEarly: options.stop.aborted },
+    undisturbedMinutes: phases.calm.fromMs / MINUTE_MS,
+    calmMinutes: (attackFromMs - phases.calm.fromMs) / MINUTE_MS,
     ...{ sent, ok, left, failed, lostTokens, doubledTokens, broken, honest, mix: countMix(sentOf) },
     ...{ ...counts, waits, attackers, trends, differences },
   };
+}
+
+const NOBODY_ATTACKED: AttackReport = { attackers: [], turns: [] };
+
+/** Lets all tenants but the first, who is honest, attack until the signal is aborted. */
+async function attack(
+  { url, capacity, tenants }: Fleet,
+  seed: number,
+  now: () => number,
+  until: AbortSignal,
+): Promise<AttackReport> {
+  const hostile = tenants.slice(1);
+  if (hostile.length === 0 || until.aborted) return NOBODY_ATTACKED;
+  const attackers = await Attackers.start({ url, capacity, hostile, seed }, now);
+  if (!until.aborted) await once(until, 'abort');
+  return attackers.end();
 }
 
 /** Waits until the soak's time is over, or somebody ends it, and reports every minute. */

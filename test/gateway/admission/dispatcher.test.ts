@@ -55,6 +55,7 @@ function bench(rate: number, targetTtftMs: number, room = 2, options: Partial<Di
     queueOrder: 'fifo',
     connectTimeoutMs: 5,
     preemptAfterMs: 100,
+    spareSlots: 0,
     now: () => nowMs,
     ...options,
   });
@@ -349,6 +350,7 @@ async function onWorkers(slots: readonly number[], options: Partial<DispatcherOp
     queueOrder: 'fifo',
     connectTimeoutMs: 5,
     preemptAfterMs: 100,
+    spareSlots: 0,
     ...options,
   });
   /** Sequences that run, in the order in which they were placed. */
@@ -420,8 +422,9 @@ describe('sequences', () => {
       fc.asyncProperty(
         fc.array(asked, { maxLength: 8 }),
         fc.array(fc.integer({ min: 0, max: 100 }), { maxLength: 30 }),
-        async (prompts, ends) => {
-          const bench = await onWorkers([2, 4]);
+        fc.nat(1),
+        async (prompts, ends, spareSlots) => {
+          const bench = await onWorkers([2, 4], { spareSlots });
           const total = prompts.reduce((sum, { choices }) => sum + choices, 0);
           const check = () => {
             expect(bench.placedOn('d0')).toBeLessThanOrEqual(3);
@@ -444,7 +447,7 @@ describe('sequences', () => {
           expect([bench.granted(), bench.failures]).toEqual([total, []]);
         },
       ),
-      { numRuns: 60 },
+      { numRuns: 100 },
     );
   });
 
