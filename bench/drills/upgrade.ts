@@ -111,6 +111,7 @@ export async function rolloutReached(
   fleet: Fleet,
   what: string,
   isSo: (status: RolloutAnswer) => boolean,
+  patienceMs = PATIENCE_MS,
 ): Promise<number> {
   const startMs = performance.now();
   for (;;) {
@@ -118,8 +119,8 @@ export async function rolloutReached(
     const statuses = await Promise.all(gateways);
     const tookMs = performance.now() - startMs;
     if (statuses.every(isSo)) return tookMs;
-    if (tookMs > PATIENCE_MS) {
-      throw new ServingError('internal', `after ${PATIENCE_MS} ms not ${what}: ${JSON.stringify(statuses)}`);
+    if (tookMs > patienceMs) {
+      throw new ServingError('internal', `after ${patienceMs} ms not ${what}: ${JSON.stringify(statuses)}`);
     }
     await sleep(20);
   }
