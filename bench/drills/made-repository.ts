@@ -9,7 +9,8 @@ import type { IndexHead } from '../../services/lib/rag/store/store.ts';
 interface Made {
   /** The key of the repository in the store. */
   readonly key: string;
-  readonly chunks: readonly Pick<Chunk, 'text' | 'tokens'>[];
+  /** Those that have no id, path and lines get some, and an id that is not their hash. */
+  readonly chunks: readonly (Pick<Chunk, 'text' | 'tokens'> & Partial<Chunk>)[];
 }
 
 const LOCK_MS = 30_000;
@@ -36,11 +37,11 @@ export async function publishMade(
     for (const { key, chunks } of repositories) {
       const rows = chunks.map((chunk, i) => ({
         chunk: {
-          ...chunk,
           id: sha256(`${key}/${i}`),
           path: `f${i >> 4}.py`,
           startLine: i * LINES + 1,
           endLine: (i + 1) * LINES,
+          ...chunk,
         },
         vector: new Float32Array(head.hidden),
       }));

@@ -20,6 +20,7 @@ import { INDEX_CACHE_BYTES, INDEX_DRILLS } from './index-thrash.ts';
 import { Link } from './link.ts';
 import { LOCAL_DRILLS } from './local-process.ts';
 import { NamespaceNetwork } from './network.ts';
+import { REEMBEDDING_DRILLS } from './reembedding.ts';
 import { COLOCATED_ROLLOUT_DRILLS, ROLLOUT_DRILLS, ROLLOUT_FLAGS } from './rollouts.ts';
 import type { Drill, Scene } from './scene.ts';
 import type { Reference } from './streams.ts';
@@ -154,7 +155,7 @@ export function stagesOf(
       drills: COLOCATED_ROLLOUT_DRILLS,
       open: () => given({ gateways: 2, colocated: true, ...ROLLOUT_FLAGS }),
     },
-    { name: 'an upgrade', drills: UPGRADE_DRILLS, open: upgrade },
+    { name: 'an upgrade', drills: [...UPGRADE_DRILLS, ...REEMBEDDING_DRILLS], open: upgrade },
     { name: 'jumping clocks', drills: [CLOCKS], open: () => given({}, {}, withJumpingClocks) },
   ];
 }

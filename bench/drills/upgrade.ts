@@ -93,7 +93,7 @@ export function byBundle(
 }
 
 /** Speaks to one gateway about its rollout. @throws ServingError internal unless it agrees. */
-async function ask(fleet: Fleet, address: string, action?: object): Promise<RolloutAnswer> {
+export async function askRollout(fleet: Fleet, address: string, action?: object): Promise<RolloutAnswer> {
   const answer = await sendRequest({
     method: action === undefined ? 'GET' : 'POST',
     url: `http://${address}/v1/rollout`,
@@ -107,15 +107,20 @@ async function ask(fleet: Fleet, address: string, action?: object): Promise<Roll
 }
 
 /** Waits until every gateway is as wanted. @returns how long that took, in ms. */
-async function untilAll(fleet: Fleet, what: string, isSo: (status: RolloutAnswer) => boolean): Promise<number> {
+export async function rolloutReached(
+  fleet: Fleet,
+  what: string,
+  isSo: (status: RolloutAnswer) => boolean,
+  patienceMs = PATIENCE_MS,
+): Promise<number> {
   const startMs = performance.now();
   for (;;) {
-    const gateways = fleet.of('gateway').map(({ process }) => ask(fleet, process.address));
+    const gateways = fleet.of('gateway').map(({ process }) => askRollout(fleet, process.address));
     const statuses = await Promise.all(gateways);
     const tookMs = performance.now() - startMs;
     if (statuses.every(isSo)) return tookMs;
-    if (tookMs > PATIENCE_MS) {
-      throw new ServingError('internal', `after ${PATIENCE_MS} ms not ${what}: ${JSON.stringify(statuses)}`);
+    if (tookMs > patienceMs) {
+      throw new ServingError('internal', `after ${patienceMs} ms not ${what}: ${JSON.stringify(statuses)}`);
     }
     await sleep(20);
   }
@@ -125,23 +130,23 @@ async function upgrade({ fleet, candidate, seconds, mark, burst }: Scene, rollba
   const [gateway] = fleet.of('gateway');
   const address = gateway!.process.address;
   const indexer = fleet.of('indexer').at(-1)!.link!.address;
-  const start = (share: number) => ask(fleet, address, { action: 'start', bundle: candidate, indexer, share });
+  const start = (share: number) => askRollout(fleet, address, { action: 'start', bundle: candidate, indexer, share });
   mark();
   await start(0);
-  const embeddedMs = await untilAll(fleet, 'indexed for the candidate', ({ phase, index }) => {
+  const embeddedMs = await rolloutReached(fleet, 'indexed for the candidate', ({ phase, index }) => {
     return phase === 'canary' && index !== null && index.repositories > 0 && index.current === index.repositories;
   });
   await start(CANARY);
   await sleep(1000 * seconds);
   mark();
-  await ask(fleet, address, { action: 'promote' });
-  await untilAll(fleet, 'promoted', ({ phase }) => phase === 'promoted');
+  await askRollout(fleet, address, { action: 'promote' });
+  await rolloutReached(fleet, 'promoted', ({ phase }) => phase === 'promoted');
   await burst();
   await sleep(1000 * seconds);
   mark();
   const startMs = performance.now();
-  await ask(fleet, address, { action: 'rollback' });
-  await untilAll(fleet, 'rolled back', ({ phase }) => phase === 'none');
+  await askRollout(fleet, address, { action: 'rollback' });
+  await rolloutReached(fleet, 'rolled back', ({ phase }) => phase === 'none');
   const backMs = performance.now() - startMs;
   await burst();
   await sleep(1000 * seconds);

@@ -24,11 +24,20 @@ export interface ObservedPair {
   readonly offTpotMs: number | undefined;
 }
 
+/** CPU time of one kind of process for each request, in ms: all threads, user and system time. */
+export interface CpuOfRole {
+  readonly role: string;
+  readonly onMs: number;
+  readonly offMs: number;
+}
+
 export interface ObservabilityResult {
   readonly model: string;
   readonly promptTokens: number;
   readonly outputTokens: number;
   readonly pairs: readonly ObservedPair[];
+  /** Of the gateway, and of all workers of a role together. It covers the counted pairs and the scrapes meanwhile. */
+  readonly cpu: readonly CpuOfRole[];
   readonly spansPerRequest: number;
   /** A completion whose decode worker was killed while it ran. */
   readonly trace: readonly ReceivedSpan[];
@@ -54,10 +63,13 @@ export async function measurePairs(
   prompts: PromptMaker,
   options: Sending & Pick<ObservabilityOptions, 'pairs'>,
   onPair: (pair: number) => void,
-): Promise<ObservedPair[]> {
+): Promise<Pick<ObservabilityResult, 'pairs' | 'cpu'>> {
   const pairs: ObservedPair[] = [];
   const over = new AbortController();
   const scraping = scrape(on, over.signal);
+  const cpuOf = () =>
+    Promise.all([on, off].map((system) => cpuSeconds(system, AbortSignal.timeout(options.timeoutMs))));
+  let before: Awaited<ReturnType<typeof cpuOf>> = [];
   try {
     for (let i = 0; i <= options.pairs; i++) {
       const figures = new Map<RunningSystem, { readonly ttft: number; readonly tpot: number | undefined }>();
@@ -71,13 +83,38 @@ export async function measurePairs(
       }
       const [a, b] = [figures.get(on)!, figures.get(off)!];
       if (i > 0) pairs.push({ onTtftMs: a.ttft, offTtftMs: b.ttft, onTpotMs: a.tpot, offTpotMs: b.tpot });
+      if (i === 0) before = await cpuOf();
       onPair(i);
     }
+    return { pairs, cpu: cpuPerRequest(before, await cpuOf(), options.pairs) };
   } finally {
     over.abort();
     await scraping;
   }
-  return pairs;
+}
+
+/** CPU seconds that the processes of a system have used so far, by role. */
+async function cpuSeconds(
+  { url, processes }: RunningSystem,
+  signal: AbortSignal,
+): Promise<ReadonlyMap<string, number>> {
+  const total = new Map<string, number>();
+  const targets = processes.map(({ name, metricsAddress }) => ({ name, address: `http://${metricsAddress}` }));
+  for (const { name, address } of [{ name: 'gateway', address: url }, ...targets]) {
+    const found = /^process_cpu_seconds_total(?:\{[^}]*\})? (\S+)/m.exec(await metricsOf(`${address}/metrics`, signal));
+    if (!found) throw new ServingError('internal', `${name} does not say on /metrics how much CPU time it has used`);
+    const role = name.replace(/-\d+$/, '');
+    total.set(role, (total.get(role) ?? 0) + Number(found[1]));
+  }
+  return total;
+}
+
+type CpuOfBoth = readonly ReadonlyMap<string, number>[];
+
+function cpuPerRequest([onBefore, offBefore]: CpuOfBoth, [on, off]: CpuOfBoth, requests: number): CpuOfRole[] {
+  const ms = (role: string, before: CpuOfBoth[number] | undefined, after: CpuOfBoth[number]) =>
+    (1000 * (after.get(role)! - (before?.get(role) ?? 0))) / requests;
+  return [...on!.keys()].map((role) => ({ role, onMs: ms(role, onBefore, on!), offMs: ms(role, offBefore, off!) }));
 }
 
 /** Scrapes every process of a system as Prometheus does, until the signal aborts. */

@@ -16,6 +16,7 @@ export const OBSERVABILITY: Bench<ObservabilityResult> = {
     on: 'every span is recorded and sent to a collector as JSON; every process is scraped as OpenMetrics every 5 s',
     off: 'neither; metrics are counted all the same',
     difference: 'median of the differences within pairs, of one request each, with its 95 % interval',
+    'CPU time': 'of all threads of the processes of a role, user and system time, divided by the requests',
   },
   report: ({ result }) => reportObservability(result),
   headline({ pairs }) {
@@ -34,6 +35,7 @@ function reportObservability({
   promptTokens,
   outputTokens,
   spansPerRequest,
+  cpu,
   trace,
 }: ObservabilityResult): Report {
   const tpots = pairs.flatMap(({ onTpotMs, offTpotMs }) =>
@@ -69,6 +71,10 @@ function reportObservability({
             tpots.map(({ off }) => off),
           ),
         ],
+      ),
+      table(
+        ['CPU ms per request', 'on', 'off', 'difference'],
+        cpu.map(({ role, onMs, offMs }) => [role, figure(onMs), figure(offMs), figure(onMs - offMs)]),
       ),
       `- Traces and scrapes cost at most ${percent(GOAL)} of TTFT: ${verdict(pairs)}`,
       'One completion whose decode worker was killed while it ran, as its trace shows it:',

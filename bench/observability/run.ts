@@ -40,11 +40,18 @@ export async function runObservability(options: ObservabilityOptions): Promise<A
       );
       try {
         const { pairs: count, promptTokens, outputTokens } = options;
-        const pairs = await measurePairs(on, off, prompts, options, (i) => onProgress(`pair ${i} of ${count}`));
+        const measured = await measurePairs(on, off, prompts, options, (i) => onProgress(`pair ${i} of ${count}`));
         const spans = collector.spans.length;
         onProgress('a trace with a lost worker');
         const trace = await traceOfReplay(on, collector, prompts, options);
-        return { model: model.name, promptTokens, outputTokens, pairs, spansPerRequest: spans / (count + 1), trace };
+        return {
+          model: model.name,
+          promptTokens,
+          outputTokens,
+          ...measured,
+          spansPerRequest: spans / (count + 1),
+          trace,
+        };
       } finally {
         await on.close();
       }

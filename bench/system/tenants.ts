@@ -13,6 +13,8 @@ export interface Door {
 export interface Tenant {
   readonly name: string;
   readonly apiKey: string;
+  /** When the key ends, as the file of keys spells it; never if not given. */
+  readonly expires?: string;
   /** The limits of the tenant, as the file of keys spells them; none if not given. */
   readonly limits?: { readonly max_inflight?: number; readonly tokens_per_minute?: number };
 }
@@ -30,10 +32,11 @@ export const owner = () => tenant(DEFAULT_TENANT);
 /** Writes the file for `--api-keys-file`. Every tenant may use all of its repositories. @returns the file's path. */
 export async function writeKeys(dir: string, tenants: readonly Tenant[]): Promise<string> {
   const file = join(dir, 'api-keys.json');
-  const entries = tenants.map(({ name, apiKey, limits }) => ({
+  const entries = tenants.map(({ name, apiKey, limits, expires }) => ({
     key_sha256: createHash('sha256').update(apiKey).digest('hex'),
     tenant: name,
     repos: ['*'],
+    ...(expires !== undefined && { expires }),
     ...limits,
   }));
   await writeFile(file, JSON.stringify(entries), { mode: 0o600 });

@@ -18,6 +18,7 @@ import type { InflightRequests, SessionStart } from './admission/inflight.ts';
 import { QualityLadder } from './admission/quality-ladder.ts';
 import { NEWS_EVERY_MS, ServiceExchange } from './admission/service-exchange.ts';
 import { Journey } from './completion/journey.ts';
+import { countFromZero } from './completion/request-record.ts';
 import { ContextFinder } from './context/context.ts';
 import { Overlays } from './context/overlay.ts';
 import { Sessions } from './context/sessions.ts';
@@ -85,6 +86,7 @@ export function composeArm(parts: ArmParts): ComposedArm {
   const { connectPrefill, connectDecode } = parts;
   const sequencesElsewhere = (address: string) => exchange?.sequencesElsewhere(address) ?? 0;
   const isMeasured = name === 'stable';
+  countFromZero(name);
   const connect = { connectPrefill, connectDecode };
   const pool = new WorkerPool({ ...config, fingerprint, ...connect, sequencesElsewhere, isMeasured, log });
   const promptFormat = config.promptFormat === 'auto' ? undefined : config.promptFormat;

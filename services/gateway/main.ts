@@ -26,7 +26,7 @@ import { inFolder, inRedis } from './rollout/state-store.ts';
 import { candidateModels, retrievalOf, servedBy } from './served-model.ts';
 import { startGateway } from './service.ts';
 import type { GatewayConfig } from './settings.ts';
-import { loadApiKeys, NO_KEYS, RenewedKeys } from './tenants/api-keys.ts';
+import { loadApiKeys, NO_KEYS, noteKeys, RenewedKeys } from './tenants/api-keys.ts';
 import { loadRates } from './workers/desired-workers.ts';
 
 export async function runGateway(config: GatewayConfig): Promise<void> {
@@ -119,11 +119,14 @@ async function loadProofs(config: GatewayConfig, audit: AuditLog, life: Lifecycl
     loadRpcSecurity(config),
   ]);
   const keys = fileKeys === NO_KEYS ? undefined : new RenewedKeys(fileKeys);
+  noteKeys(fileKeys);
   const tls = pem && new RenewedTls(pem);
   const follow = (reloadable: Reloadable) => void reloadOnChange(reloadable, life, log);
   if (keys) {
     const reload = async () => {
-      keys.renew(await loadApiKeys(apiKeysFile));
+      const read = await loadApiKeys(apiKeysFile);
+      keys.renew(read);
+      noteKeys(read);
       const detail = { tenants: keys.tenants.length };
       audit.write({ ...BY_THE_FILE, action: 'keys.read', detail });
       return detail;

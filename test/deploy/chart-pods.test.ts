@@ -29,7 +29,11 @@ const ROLES: Readonly<Record<Case, readonly string[]>> = {
   colocated: ['gateway', 'colocated'],
   webgpu: ['gateway', 'prefill', 'decode', 'indexer'],
   cuda12: ['gateway', 'prefill', 'decode', 'indexer'],
+  candidate: ['gateway', 'prefill', 'decode', 'indexer', 'prefill', 'decode', 'indexer'],
 };
+/** What a pod is called: its role, with a word before it where it serves the candidate of a rollout. */
+const componentOf = ({ role, candidate }: Pick<ServicePod, 'role' | 'candidate'>) =>
+  candidate ? `candidate-${role}` : role;
 /** How long a cluster's name server keeps the addresses of a service, with the usual settings of CoreDNS, in s. */
 const DNS_CACHE_SECONDS = 30;
 
@@ -37,9 +41,11 @@ describe('what the pods run', () => {
   test.each(CASES)('%s starts its services with settings that they have, and values that they take', async (name) => {
     const pods = await podsOf(name);
     expect(pods.map(({ role }) => role)).toEqual(ROLES[name]);
-    for (const { role, deployment, container } of pods) {
-      expect(deployment.metadata.name).toMatch(new RegExp(`-${role}$`));
-      expect(deployment.spec.template.metadata.labels[COMPONENT]).toBe(role);
+    const components = pods.map(({ deployment }) => deployment.spec.template.metadata.labels[COMPONENT]);
+    expect(components).toEqual(pods.map(componentOf));
+    expect(new Set(components).size, 'no two Deployments select the same pods').toBe(pods.length);
+    for (const { deployment, container, ...part } of pods) {
+      expect(deployment.metadata.name).toMatch(new RegExp(`-${componentOf(part)}$`));
       const others = (container.env ?? []).map((each) => each.name).filter((each) => !each.startsWith('LLAVACODE_'));
       const traced = ['OTEL_EXPORTER_OTLP_ENDPOINT', 'OTEL_TRACES_SAMPLER', 'OTEL_TRACES_SAMPLER_ARG'];
       expect(others).toEqual(['XDG_CACHE_HOME', 'TMPDIR', ...(name === 'whole' ? traced : [])]);
@@ -75,13 +81,17 @@ describe('what the pods run', () => {
         expect(found, host).toHaveLength(1);
         expect(found[0]!.flags['port']).toBe(port);
         expect(service!.ports.map((each) => each.port)).toContain(Number(port));
-        return found[0]!.role;
+        return componentOf(found[0]!);
       });
-    const having = (...roles: string[]) => roles.filter((role) => ROLES[name].includes(role));
+    const components = pods.map(componentOf);
+    const having = (...roles: string[]) => {
+      const all = name === 'candidate' ? roles.flatMap((role) => [role, `candidate-${role}`]) : roles;
+      return all.filter((each) => components.includes(each));
+    };
     expect(reached(gateway.config['prefillWorkers'])).toEqual(having('prefill', 'colocated'));
     expect(reached(gateway.config['decodeWorkers'])).toEqual(having('decode', 'colocated'));
     const indexer = gateway.config['indexer'];
-    expect(indexer === '' ? [] : reached(indexer)).toEqual(having('indexer'));
+    expect(indexer === '' ? [] : reached(indexer)).toEqual(components.filter((each) => each === 'indexer'));
     for (const { role, config } of pods.filter(({ role }) => role === 'gateway' || role === 'indexer')) {
       const host = /^redis:\/\/([a-z-]+):6379$/.exec(String(config['store']))?.[1];
       if (services.has(`${host}`)) expect(services.get(`${host}`)!.selector[COMPONENT], role).toBe('redis');
@@ -223,20 +233,21 @@ describe('the resources of pods', () => {
 
   test.each(CASES)('workers of %s get the memory that the engine adds up at its start, and their own', async (name) => {
     const values = await valuesOf(name);
-    for (const { role, container, config } of await podsOf(name)) {
+    for (const { role, candidate, container, config } of await podsOf(name)) {
+      const model = candidate ? values.candidate.model : values.model;
       const { limits, requests } = container.resources;
       const given = bytesOf(limits['memory']);
       expect(requests['memory'], 'a pod that may take more than it asked for is killed first').toBe(limits['memory']);
       const { overheadMiB } = values[role as 'prefill'];
       let need = overheadMiB * 2 ** 20;
       if (role === 'gateway') {
-        need +=
-          values.model['contextWeightsBytes']! + Number(config['indexCacheBytes']) + Number(config['rowCacheBytes']);
-      } else if (role === 'indexer') need += values.model['contextWeightsBytes']!;
+        need += model['contextWeightsBytes']! + Number(config['indexCacheBytes']) + Number(config['rowCacheBytes']);
+        if (config['rollouts']) need += values.candidate.model['contextWeightsBytes']!;
+      } else if (role === 'indexer') need += model['contextWeightsBytes']!;
       else {
         const slots = Number(config['slots']) + (config['provider'] === 'cpu' ? 0 : 1);
         const part = role === 'prefill' ? 'prefill' : 'llm';
-        const { weights, kv, logits } = engineMemory(manifestOf(values.model), part, slots, Number(config['capacity']));
+        const { weights, kv, logits } = engineMemory(manifestOf(model), part, slots, Number(config['capacity']));
         need += weights + kv + logits;
       }
       expect(given - need, role).toBeGreaterThanOrEqual(0);
@@ -288,6 +299,65 @@ describe('the rights of pods', () => {
           capabilities: { drop: ['ALL'] },
         });
       }
+    }
+  });
+});
+
+describe('the candidate of a rollout', () => {
+  test('its workers and its indexer serve its bundle, and gateways have that bundle beside their own', async () => {
+    const pods = await podsOf('candidate');
+    const bundles = Object.fromEntries(pods.map((pod) => [componentOf(pod), pod.flags['model']]));
+    const [own, other] = ['/bundle/coder-7b', '/bundle/coder-7b-next'];
+    expect(bundles).toEqual({
+      ...{ gateway: own, prefill: own, decode: own, indexer: own },
+      ...{ 'candidate-prefill': other, 'candidate-decode': other, 'candidate-indexer': other },
+    });
+    const gateway = pods.find(({ role }) => role === 'gateway')!;
+    expect(gateway.config['rollouts'], 'POST /v1/rollout is there').toBe(true);
+    const mount = gateway.container.volumeMounts.find(({ name }) => name === 'candidate');
+    expect(mount).toMatchObject({ mountPath: '/candidate', readOnly: true });
+    expect(gateway.pod.volumes.find(({ name }) => name === 'candidate')).toMatchObject({
+      persistentVolumeClaim: { claimName: 'bundles' },
+    });
+    const replicas = pods.map((pod) => [componentOf(pod), pod.deployment.spec.replicas]);
+    expect(Object.fromEntries(replicas)).toMatchObject({ prefill: 2, 'candidate-prefill': 2, 'candidate-decode': 1 });
+  });
+
+  test('no other case takes part in rollouts, or has a volume of a candidate', async () => {
+    for (const name of CASES.filter((each) => each !== 'candidate')) {
+      for (const { config, pod } of await podsOf(name)) {
+        expect(config['rollouts'] ?? false).toBe(false);
+        expect(pod.volumes.map((volume) => volume.name)).not.toContain('candidate');
+      }
+    }
+  });
+
+  test('decoders pull KV from the prefill workers of their own bundle alone, and gateways reach both', async () => {
+    type Peer = { podSelector: Selector };
+    type Policy = { podSelector: Selector; ingress: { ports: { port: string }[]; from?: Peer[] }[] };
+    const policies = ofKind<Policy>(await resourcesOf('candidate'), 'NetworkPolicy');
+    const callersOf = (component: string) => {
+      const { spec } = policies.find((each) => each.spec.podSelector.matchLabels[COMPONENT] === component)!;
+      const [grpc] = spec.ingress.filter(({ ports }) => ports.some(({ port }) => port === 'grpc'));
+      return grpc!.from!.map(({ podSelector }) => podSelector.matchLabels[COMPONENT]);
+    };
+    expect(callersOf('prefill')).toEqual(['gateway', 'decode']);
+    expect(callersOf('candidate-prefill')).toEqual(['gateway', 'candidate-decode']);
+    expect(callersOf('candidate-decode')).toEqual(['gateway']);
+    expect(callersOf('candidate-indexer')).toEqual(['gateway']);
+  });
+
+  test('alerts of the chart are those of rules.yml, with the address of the runbook that the values give', async () => {
+    type Rule = { alert?: string; annotations?: { runbook_url: string } };
+    type Groups = { groups: { rules: Rule[] }[] };
+    const [object] = ofKind<Groups>(await resourcesOf('candidate'), 'PrometheusRule');
+    const rules = parse(await read('deploy/observability/rules.yml')) as Groups;
+    const alertsOf = ({ groups }: Groups) => groups.flatMap((group) => group.rules.flatMap(({ alert = [] }) => alert));
+    expect(alertsOf(object!.spec)).toEqual(alertsOf(rules));
+    const links = object!.spec.groups.flatMap((group) => group.rules.flatMap(({ annotations = [] }) => annotations));
+    expect(links.length).toBeGreaterThan(10);
+    for (const { runbook_url } of links) {
+      expect(runbook_url).toMatch(/^https:\/\/wiki\.example\/llavacode#llavacode[a-z0-9]+$/);
     }
   });
 });
@@ -445,18 +515,18 @@ describe('who reaches whom', () => {
       all.filter((labels) => matches(selector, labels)).map((each) => each[COMPONENT]);
     const budgets = ofKind<{ selector: Selector; maxUnavailable: number }>(resources, 'PodDisruptionBudget');
     expect(budgets.flatMap(({ spec }) => rolesOf(spec.selector))).toEqual(
-      expect.arrayContaining(name === 'plain' ? [] : [...ROLES[name]]),
+      name === 'plain' ? [] : expect.arrayContaining(servicePods(resources).map(componentOf)),
     );
     expect(budgets).toHaveLength(name === 'plain' ? 0 : ROLES[name].length);
     // 0 would let no node be drained.
     for (const { spec } of budgets) expect(spec.maxUnavailable).toBe(1);
-    for (const { role, pod, deployment } of servicePods(resources)) {
-      expect(rolesOf(deployment.spec.selector)).toEqual([role]);
+    for (const { pod, deployment, ...part } of servicePods(resources)) {
+      expect(rolesOf(deployment.spec.selector)).toEqual([componentOf(part)]);
       const spread = pod.topologySpreadConstraints ?? [];
       expect(spread.map(({ topologyKey }) => topologyKey)).toEqual(
         name === 'plain' ? [] : ['topology.kubernetes.io/zone', 'kubernetes.io/hostname'],
       );
-      for (const { labelSelector } of spread) expect(rolesOf(labelSelector)).toEqual([role]);
+      for (const { labelSelector } of spread) expect(rolesOf(labelSelector)).toEqual([componentOf(part)]);
     }
   });
 });

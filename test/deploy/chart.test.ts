@@ -132,6 +132,8 @@ describe('the values of the chart', () => {
     [['bundle.source="pvc"'], ['bundle.pvc.claimName']],
     [['bundle.source="image"'], ['bundle.image.reference']],
     [['bundle.path=""'], ['bundle.path']],
+    [['candidate.enabled=true', 'candidate.bundle.source="pvc"'], ['candidate.bundle.pvc.claimName']],
+    [['prometheusRule.runbookUrl="wiki"'], ['/prometheusRule/runbookUrl']],
     [['autoscaling.kind="keda"'], ['autoscaling.prometheusUrl']],
     [['inferencePool.enabled=true'], ['inferencePool.endpointPicker.name']],
     [['decode.slots=0'], ['/decode/slots']],

@@ -9,9 +9,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, onTestFinished, test } from 'vitest';
 import { parse, stringify } from 'yaml';
+import { countFromZero } from '../../services/gateway/completion/request-record.ts';
 import { metrics } from '../../services/lib/process/metrics.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 import { ALERTS, EXPRESSIONS, RECORDED, renderedRules } from '../support/alert-rules.ts';
+import { CHART } from '../support/chart.ts';
 import { DASHBOARDS, QUERIES, renderedDashboard } from '../support/dashboards.ts';
 import { metricFacts } from '../support/operations.ts';
 import { promtool } from '../support/promtool.ts';
@@ -51,7 +53,15 @@ function askedFor(expr: string): { readonly name: string; readonly labels: reado
     labels: [...select.matchAll(/(\w+)\s*[=!]/g)].map((match) => match[1]!),
   }));
 }
+/** Values that a rule selects of a label: `a|b|c` in `label=~"a|b|c"`, or the one in `label="a"`. */
+const selected = (labels: string) =>
+  [...labels.matchAll(/(\w+)=~?"([^"]*)"/g)].map(([, label, values]) => [label!, values!.split('|')] as const);
 const ASKED = [...QUERIES, ...EXPRESSIONS].map(([title, expr]) => [title, expr] as const);
+
+const OF_HISTOGRAM = /_(bucket|sum|count)$/;
+/** The metrics whose rate an expression asks, with what it selects of them. */
+const ratesIn = (expr: string) =>
+  [...expr.matchAll(/\brate\(([\w:]+)(?:\{([^}]*)\})?\[/g)].map(([, name, labels]) => [name!, labels] as const);
 
 describe('dashboards', () => {
   test.each(Object.keys(DASHBOARDS))('%s.json is what the code renders (-u renders it anew)', async (name) => {
@@ -92,8 +102,28 @@ describe('queries of panels and rules', () => {
 });
 
 describe('rules', () => {
-  test('rules.yml is what the code renders (-u renders it anew), and Prometheus takes it', async () => {
+  test('what a rule asks the rate of is there from the start, at 0: a counter that appears at 1 has no rate', async () => {
+    countFromZero('stable');
+    const missing: string[] = [];
+    for (const [name, labels = ''] of new Set(EXPRESSIONS.flatMap(([, expr]) => ratesIn(expr)))) {
+      const metric = Object.values(metrics).find((each) => metricFacts(each).name === name.replace(OF_HISTOGRAM, ''));
+      const { values } = await metric!.get();
+      const series = values as readonly { readonly metricName?: string; readonly labels: object }[];
+      const found = series.filter(({ metricName = name }) => metricName === name).map((each) => each.labels);
+      if (found.length === 0) missing.push(name);
+      for (const [label, wanted] of selected(labels)) {
+        const there = found.map((each) => String((each as Record<string, unknown>)[label]));
+        missing.push(
+          ...wanted.filter((value) => !there.includes(value)).map((value) => `${name}{${label}="${value}"}`),
+        );
+      }
+    }
+    expect(missing).toEqual([]);
+  });
+
+  test('rules.yml, and its copy in the chart, are what the code renders (-u renders them anew), and Prometheus takes it', async () => {
     await expect(renderedRules()).toMatchFileSnapshot(RULES);
+    await expect(renderedRules()).toMatchFileSnapshot(join(CHART, 'files/rules.yml'));
     expect(await promtool(['check', 'rules', RULES], FOLDER)).toMatch(/SUCCESS: \d+ rules found/);
   });
 
@@ -116,6 +146,7 @@ const FIRES: Readonly<Record<string, readonly string[]>> = {
   'no-decode-worker': ['LlavacodeNoUsableWorker', 'LlavacodeServesNothing', ...AVAILABILITY],
   'slow-prefill': TTFT,
   'store-away': ['LlavacodeStoreCircuitOpen', 'LlavacodeCertificateExpires'],
+  'key-expires': ['LlavacodeApiKeyExpires'],
   'staged-and-stale': ['LlavacodeStagedKvStays', 'LlavacodeIndexStale'],
 };
 

@@ -21,7 +21,8 @@ const LIMIT = 600_000;
 interface Manifest {
   readonly name: string;
   readonly version: string;
-  readonly overrides: Readonly<Record<string, Readonly<Record<string, string>>>>;
+  readonly overrides?: object;
+  readonly engines: { readonly node: string };
 }
 
 let dir: string;
@@ -47,8 +48,7 @@ beforeAll(async () => {
 afterAll(() => rm(dir, { recursive: true, force: true }));
 
 async function install(tarball: string): Promise<void> {
-  const overrides = Object.assign({}, ...Object.values(manifest.overrides)) as Record<string, string>;
-  const registry = await startInstalledRegistry(overrides);
+  const registry = await startInstalledRegistry();
   try {
     const where = ['--prefix', join(dir, 'prefix'), '--registry', registry.url, '--cache', join(dir, 'npm')];
     const quiet = ['--no-audit', '--no-fund', '--no-update-notifier', '--loglevel', 'error'];
@@ -107,6 +107,19 @@ describe('the tarball', () => {
     ];
     expect(packed.filter((path) => !kinds.some((kind) => kind.test(path)))).toEqual([]);
   });
+});
+
+test('every package that is installed with it runs on the oldest Node that it says, without overrides, which npm does not heed', async () => {
+  expect(manifest.overrides, 'npm heeds overrides only in the folder where it works').toBeUndefined();
+  const [, oldest] = />=(\d+)/.exec(manifest.engines.node)!;
+  const { packages } = JSON.parse(await readFile(join(PACKAGE_ROOT, 'package-lock.json'), 'utf8')) as {
+    packages: Record<string, { dev?: boolean; engines?: { node?: string } }>;
+  };
+  const tooNew = Object.entries(packages).filter(([, { dev, engines }]) => {
+    const least = [...(engines?.node ?? '').matchAll(/(?:>=|\^)\s*(\d+)/g)].map((match) => Number(match[1]));
+    return !dev && least.length > 0 && Math.min(...least) > Number(oldest);
+  });
+  expect(tooNew.map(([path]) => path)).toEqual([]);
 });
 
 describe('an installed llavacode, in a folder that is not the repository', () => {

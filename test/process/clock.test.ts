@@ -13,6 +13,7 @@ const NEEDS_A_DATE: Record<string, string> = {
   'gateway/http/completions.ts': '`created` of an answer, as OpenAI has it',
   'gateway/http/ollama.ts': '`created_at` of an answer, as Ollama has it',
   'gateway/http/models.ts': '`created` of a model, as OpenAI has it',
+  'gateway/tenants/api-keys.ts': 'API keys may end on a date',
   'indexer/version-builder.ts': 'when a version was indexed, for people',
   'lib/process/otlp.ts': 'spans have dates, by which those of several processes are put side by side',
   'lib/rpc/contract.ts': 'gRPC takes deadlines as dates: made from a monotonic one at the moment of the call',

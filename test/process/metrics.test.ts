@@ -106,6 +106,7 @@ const DECODE = [
 const EXPORTED: Record<MetricsService, readonly string[]> = {
   gateway: [
     ...EVERYWHERE,
+    'llavacode:api_key_not_after_seconds',
     'llavacode:audit_lines_lost_total',
     'llavacode:arm_requests_total',
     'llavacode:arm_time_to_first_token_seconds',

@@ -12,7 +12,7 @@ const OBJECTIVES = {
   /** Share of completions with their first token within {@link TTFT_SECONDS}. */
   ttft: 0.99,
 };
-/** One of the bounds of `llavacode:tenant_ttft_seconds`. */
+/** One of the bounds of `llavacode:arm_time_to_first_token_seconds`. */
 const TTFT_SECONDS = 2.5;
 
 /** Outcomes that are the system's fault: those of 5xx, and refusals for want of room. */
@@ -41,7 +41,11 @@ interface Rule {
   readonly annotations?: Readonly<Record<string, string>>;
 }
 
-const RUNBOOK = 'https://github.com/llavacode/llavacode-serving/blob/main/deploy/observability/RUNBOOK.md';
+/**
+ * Where the runbook is: a path in this repository, until whoever installs the rules puts the address in its place under
+ * which their people read it (deploy/observability/README.md, and `prometheusRule.runbookUrl` of the chart).
+ */
+export const RUNBOOK = 'deploy/observability/RUNBOOK.md';
 /** `#llavacodestorecircuitopen`: the anchor that a heading of the alert's name has. */
 const runbook = (alert: string) => `${RUNBOOK}#${alert.toLowerCase()}`;
 
@@ -53,18 +57,26 @@ const alert = (name: string, severity: string, wait: string, expr: string, summa
   annotations: { summary, runbook_url: runbook(name) },
 });
 
+/**
+ * Completions by how they ended. These are counted by bundle, of which there are two at most, so that each counter is
+ * there from the start, at 0: of one that appears at 1, `rate` says nothing.
+ */
+const ENDED = 'llavacode:arm_requests_total';
+const FIRST_TOKENS = 'llavacode:arm_time_to_first_token_seconds';
 const faults = `outcome=~"${OWN_FAULTS.join('|')}"`;
+/** Those that say something about the system: what a client has to mend is not among them. */
+const judged = `outcome=~"${['ok', ...OWN_FAULTS].join('|')}"`;
 const recorded = (objective: keyof typeof OBJECTIVES, window: string) =>
   `llavacode:${objective}_errors:ratio_rate${window}`;
 
 function recordings(): Rule[] {
   return WINDOWS.flatMap((window) => {
-    const all = `sum(rate(llavacode:tenant_requests_total[${window}]))`;
-    const bad = `sum(rate(llavacode:tenant_requests_total{${faults}}[${window}]))`;
-    const begun = `sum(rate(llavacode:tenant_ttft_seconds_count[${window}]))`;
-    const quick = `sum(rate(llavacode:tenant_ttft_seconds_bucket{le="${TTFT_SECONDS}"}[${window}]))`;
+    const all = `sum(rate(${ENDED}{${judged}}[${window}]))`;
+    const bad = `sum(rate(${ENDED}{${faults}}[${window}]))`;
+    const begun = `sum(rate(${FIRST_TOKENS}_count[${window}]))`;
+    const quick = `sum(rate(${FIRST_TOKENS}_bucket{le="${TTFT_SECONDS}"}[${window}]))`;
     return [
-      { record: recorded('availability', window), expr: `(${bad} or vector(0)) / (${all} > 0)` },
+      { record: recorded('availability', window), expr: `${bad} / (${all} > 0)` },
       { record: recorded('ttft', window), expr: `1 - ${quick} / (${begun} > 0)` },
     ];
   });
@@ -91,8 +103,8 @@ const OTHERS: readonly Rule[] = [
     'LlavacodeServesNothing',
     'page',
     '1m',
-    `(sum(rate(llavacode:tenant_requests_total{${faults}}[2m])) > 0 or sum(llavacode:requests_inflight) > 0) ` +
-      'unless sum(rate(llavacode:tenant_requests_total{outcome="ok"}[2m])) > 0',
+    `(sum(rate(${ENDED}{${faults}}[2m])) > 0 or sum(llavacode:requests_inflight) > 0) ` +
+      `unless sum(rate(${ENDED}{outcome="ok"}[2m])) > 0`,
     'Completions are asked for, and none has succeeded for two minutes, although gateways are up',
   ),
   alert(
@@ -129,6 +141,13 @@ const OTHERS: readonly Rule[] = [
     '1m',
     'min by (service, setting) (llavacode:certificate_not_after_seconds) - time() < 14 * 86400',
     'A certificate of this service ends within 14 days',
+  ),
+  alert(
+    'LlavacodeApiKeyExpires',
+    'ticket',
+    '1m',
+    'min by (tenant) (llavacode:api_key_not_after_seconds) - time() < 14 * 86400',
+    'An API key of this tenant ends within 14 days, or has ended',
   ),
 ];
 

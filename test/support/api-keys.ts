@@ -4,7 +4,7 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { onTestFinished } from 'vitest';
-import { type ApiKeys, loadApiKeys } from '../../services/gateway/tenants/api-keys.ts';
+import { type FileKeys, loadApiKeys } from '../../services/gateway/tenants/api-keys.ts';
 
 export const sha256 = (text: string) => createHash('sha256').update(text).digest('hex');
 
@@ -16,13 +16,13 @@ export const keyEntry = (key: string, tenant: string, fields: object = {}) => ({
   ...fields,
 });
 
-/** Writes the file, which is gone when the test ends, and loads it. */
-export async function keysOf(entries: readonly object[]): Promise<ApiKeys> {
+/** Writes the file, which is gone when the test ends, and loads it. @param nowMs the time of day, if the test sets it. */
+export async function keysOf(entries: readonly object[], nowMs?: () => number): Promise<FileKeys> {
   const dir = await mkdtemp(join(tmpdir(), 'llavacode-keys-'));
   onTestFinished(() => rm(dir, { recursive: true, force: true }));
   const file = join(dir, 'keys.json');
   await writeFile(file, JSON.stringify(entries));
-  return loadApiKeys(file);
+  return loadApiKeys(file, nowMs);
 }
 
 export const bearer = (key: string) => ({ authorization: `Bearer ${key}` });

@@ -83,6 +83,8 @@ interface Deployment {
 /** A Deployment of a service, whose command line has been read. */
 export interface ServicePod {
   readonly role: string;
+  /** Whether it serves the candidate of a rollout. */
+  readonly candidate: boolean;
   readonly deployment: Resource<Deployment>;
   readonly pod: PodSpec;
   readonly container: Container;
@@ -122,7 +124,8 @@ export function servicePods(resources: readonly Resource[]): ServicePod[] {
     const variables = (container.env ?? []).map(({ name, value }) => [name, value ?? 'redis://of.a.secret:6379']);
     const { config: path, ...rest } = flags;
     const config = loadConfig(table!, rest, Object.fromEntries(variables), path ? fileAt(path, pod, resources) : {});
-    return { role, deployment, pod, container, config, flags };
+    const candidate = deployment.spec.template.metadata.labels[COMPONENT] === `candidate-${role}`;
+    return { role, candidate, deployment, pod, container, config, flags };
   });
 }
 

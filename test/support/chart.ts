@@ -22,7 +22,7 @@ export const RELEASE = 'llavacode';
 export const NAMESPACE = 'code';
 
 /** Each has its own values in test/goldens/chart; webgpu and cuda12 also those of their class in the chart. */
-export const CASES = ['small', 'plain', 'whole', 'colocated', 'webgpu', 'cuda12'] as const;
+export const CASES = ['small', 'plain', 'whole', 'colocated', 'webgpu', 'cuda12', 'candidate'] as const;
 export type Case = (typeof CASES)[number];
 
 /** An object of Kubernetes. */
@@ -129,6 +129,7 @@ interface Pool {
 /** The part of the values that tests compare with. */
 export interface Values {
   readonly model: Readonly<Record<string, number>> & { readonly precision: string };
+  readonly candidate: { readonly model: Values['model'] };
   readonly shutdown: Readonly<
     Record<'drainTimeoutMs' | 'gatewayPreStopSeconds' | 'workerPreStopSeconds' | 'marginSeconds', number>
   >;

@@ -361,6 +361,11 @@ const WORKERS: readonly Section[] = [
         ],
       },
       {
+        title: 'API keys end in, by tenant',
+        unit: 's',
+        queries: [['min by (tenant) (llavacode:api_key_not_after_seconds) - time()', '{{tenant}}']],
+      },
+      {
         title: 'Gateways that hear of each other',
         unit: 'short',
         queries: [['llavacode:gateways_alive', '{{instance}}']],

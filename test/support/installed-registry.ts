@@ -38,11 +38,7 @@ export interface InstalledRegistry {
 const MODULES = 'node_modules/';
 const nameOf = (path: string) => path.slice(path.lastIndexOf(MODULES) + MODULES.length);
 
-/**
- * @param overrides ranges that take the place of what packages ask for, as package.json has them: npm heeds those of
- *   the folder that it works in alone.
- */
-export async function startInstalledRegistry(overrides: Readonly<Record<string, string>>): Promise<InstalledRegistry> {
+export async function startInstalledRegistry(): Promise<InstalledRegistry> {
   const { packages } = JSON.parse(await readFile(join(PACKAGE_ROOT, 'package-lock.json'), 'utf8')) as Lock;
   const paths = Object.keys(packages).filter((path) => path.startsWith(MODULES) && !packages[path]!.dev);
   const server = createServer(({ url = '/' }, response) => {
@@ -61,13 +57,8 @@ export async function startInstalledRegistry(overrides: Readonly<Record<string, 
   const address = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
   const packument = (name: string, found: readonly string[]) => {
     const versions = found.map((path) => {
-      const { version, dependencies = {}, ...locked } = packages[path]!;
-      const wanted = Object.entries(dependencies).map(([each, range]) => [each, overrides[each] ?? range]);
       const tarball = `${address}/tarballs/${encodeURIComponent(path)}.tgz`;
-      return [
-        version,
-        { ...locked, name, version, dependencies: Object.fromEntries(wanted), dist: { tarball } },
-      ] as const;
+      return [packages[path]!.version, { ...packages[path], name, dist: { tarball } }] as const;
     });
     return { name, 'dist-tags': { latest: versions[0]![0] }, versions: Object.fromEntries(versions) };
   };

@@ -11,7 +11,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { owner, writeKeys } from '../../bench/system/tenants.ts';
 import { streamCompletion } from '../../services/client.ts';
+import { bearer } from '../../services/http-call.ts';
 import { exportBundle } from '../../services/lib/model/bundle/export-bundle.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 import { GREEDY } from '../../services/lib/request/next-token.ts';
@@ -31,7 +33,7 @@ const CALM_MS = 60_000;
 const DISTURBED_MS = 300_000;
 /** Metrics that the rules read, and no others, so that the files stay small. */
 const READ =
-  /^(llavacode:(?:tenant_requests_total|tenant_ttft_seconds_(?:count|bucket)|requests_inflight|workers_usable|store_circuit_open|kv_staged_oldest_seconds|requests_degraded_total|certificate_not_after_seconds))(?:\{(.*)\})? (\S+)$/gm;
+  /^(llavacode:(?:arm_requests_total|arm_time_to_first_token_seconds_(?:count|bucket)|requests_inflight|workers_usable|store_circuit_open|kv_staged_oldest_seconds|requests_degraded_total|certificate_not_after_seconds|api_key_not_after_seconds))(?:\{(.*)\})? (\S+)$/gm;
 
 /** What was read, by `name{labels}`: one value per scrape, null where there was none. */
 export interface Recording {
@@ -45,6 +47,8 @@ interface Scene {
   /** What is wrong from the second minute on. Ends with the signal. */
   disturb(system: TestSystem, over: AbortSignal): Promise<void>;
   readonly close?: () => Promise<unknown>;
+  /** The key that every request carries; none where nobody needs one. */
+  readonly apiKey?: string;
   /** How long, in ms; {@link DISTURBED_MS} where not given. */
   readonly disturbedMs?: number;
 }
@@ -54,9 +58,9 @@ const until = (signal: AbortSignal) =>
   new Promise<void>((resolve) => signal.addEventListener('abort', () => resolve(), { once: true }));
 
 const SOURCE = { 'shop.py': 'class Basket:\n    def add(self, item):\n        self.items.append(item)\n' };
-async function index({ url }: RunningSystem): Promise<void> {
+async function index({ url }: RunningSystem, apiKey: string | undefined): Promise<void> {
   const body = new Uint8Array(await tarOfFiles(SOURCE));
-  const headers = { 'content-type': 'application/x-tar' };
+  const headers = { 'content-type': 'application/x-tar', ...bearer(apiKey) };
   const answer = await fetch(`${url}/v1/repos/shop`, { method: 'PUT', headers, body });
   if (!answer.ok) throw new Error(`the repository was not indexed: ${await answer.text()}`);
 }
@@ -105,6 +109,21 @@ const SCENES: Readonly<Record<string, () => Promise<Scene>>> = {
     };
   },
 
+  /** The one API key ends in two days. */
+  'key-expires': async () => {
+    const dir = await mkdtemp(join(tmpdir(), 'llavacode-keys-'));
+    const { apiKey, ...entry } = owner();
+    const expires = new Date(Date.now() + 2 * 86_400_000).toISOString();
+    const apiKeysFile = await writeKeys(dir, [{ ...entry, apiKey, expires }]);
+    return {
+      apiKey,
+      options: { gateway: { apiKeysFile } },
+      disturbedMs: 120_000,
+      disturb: async (_, over) => until(over),
+      close: () => rm(dir, { recursive: true, force: true }),
+    };
+  },
+
   /** A caller has prompts computed that no decoder ever takes; and the index is of another encoder. */
   'staged-and-stale': async () => {
     const dir = await mkdtemp(join(tmpdir(), 'llavacode-other-'));
@@ -137,8 +156,9 @@ const SCENES: Readonly<Record<string, () => Promise<Scene>>> = {
   },
 };
 
-async function readMetrics(address: string, secure: boolean): Promise<string> {
-  if (!secure) return (await fetch(`http://${address}/metrics`, { signal: AbortSignal.timeout(EVERY_MS) })).text();
+async function readMetrics(address: string, secure: boolean, apiKey: string | undefined): Promise<string> {
+  const asked = { headers: bearer(apiKey), signal: AbortSignal.timeout(EVERY_MS) };
+  if (!secure) return (await fetch(`http://${address}/metrics`, asked)).text();
   return new Promise((resolve, reject) => {
     const options = { rejectUnauthorized: false, agent: false, timeout: EVERY_MS } as const;
     request(`https://${address}/metrics`, options, (response) => text(response).then(resolve, reject))
@@ -148,7 +168,7 @@ async function readMetrics(address: string, secure: boolean): Promise<string> {
 }
 
 /** Completions in a row, with context, until the signal aborts. Failures are what is to be recorded. */
-async function traffic({ url }: RunningSystem, over: AbortSignal): Promise<void> {
+async function traffic({ url }: RunningSystem, apiKey: string | undefined, over: AbortSignal): Promise<void> {
   process.env['NODE_TLS_REJECT_UNAUTHORIZED'] = '0';
   for (let i = 0; !over.aborted; i++) {
     const body = {
@@ -158,14 +178,14 @@ async function traffic({ url }: RunningSystem, over: AbortSignal): Promise<void>
       rag: { repo: 'shop', mode: 'compressed' as const, top_k: 2 },
     };
     const signal = AbortSignal.any([over, AbortSignal.timeout(20_000)]);
-    const done = await streamCompletion(url, body, signal).catch((error: Error) => error.message);
+    const done = await streamCompletion(url, body, signal, { apiKey }).catch((error: Error) => error.message);
     if (i === 0) process.stdout.write(`${JSON.stringify(typeof done === 'string' ? done : done.rag)}\n`);
     await sleep(1_000, undefined, { signal: over }).catch(() => {});
   }
 }
 
 async function record(scene: string): Promise<Recording> {
-  const { options, disturb, close, disturbedMs = DISTURBED_MS } = await SCENES[scene]!();
+  const { options, disturb, close, apiKey, disturbedMs = DISTURBED_MS } = await SCENES[scene]!();
   const dir = await mkdtemp(join(tmpdir(), 'llavacode-series-'));
   const store = `lmdb:${join(dir, 'store')}`;
   const system = await startTestSystem(
@@ -178,8 +198,8 @@ async function record(scene: string): Promise<Recording> {
   try {
     const secure = system.url.startsWith('https');
     if (secure) process.env['NODE_TLS_REJECT_UNAUTHORIZED'] = '0';
-    await index(system);
-    const client = [1, 2, 3].map(() => traffic(system, over.signal));
+    await index(system, apiKey);
+    const client = [1, 2, 3].map(() => traffic(system, apiKey, over.signal));
     const startMs = performance.now();
     const startDay = Math.floor(Date.now() / 1000);
     let disturbing: Promise<void> | undefined;
@@ -187,10 +207,12 @@ async function record(scene: string): Promise<Recording> {
       await sleep(Math.max(0, startMs + scrape * EVERY_MS - performance.now()));
       if (scrape * EVERY_MS >= CALM_MS) disturbing ??= disturb(system, over.signal);
       for (const { name, metricsAddress } of system.processes) {
-        const read = await readMetrics(metricsAddress, secure && name.startsWith('gateway')).catch(() => '');
+        const read = await readMetrics(metricsAddress, secure && name.startsWith('gateway'), apiKey).catch(() => '');
         for (const [, metric, labels = '', value] of read.matchAll(READ)) {
           // Times of the day are counted from the beginning of the recording, as the tests' clock is.
-          const shown = metric!.includes('certificate') ? Number(value) - startDay : Number(Number(value).toFixed(3));
+          const shown = metric!.endsWith('_not_after_seconds')
+            ? Number(value) - startDay
+            : Number(Number(value).toFixed(3));
           const key = `${metric}{${[labels, `instance="${name}"`].filter(Boolean).join(',')}}`;
           const values = series[key] ?? [];
           series[key] = values;

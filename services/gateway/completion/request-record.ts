@@ -1,6 +1,6 @@
 /** The record of one request: filled on its way, written once at its end as metrics and one log line. */
 import { createHmac, randomBytes } from 'node:crypto';
-import type { ServingError } from '../../lib/process/errors.ts';
+import { ERRORS, type ServingError } from '../../lib/process/errors.ts';
 import type { Logger } from '../../lib/process/log.ts';
 import { metrics, observeTraced, tenantLabel } from '../../lib/process/metrics.ts';
 import type { TraceHeaders } from '../../lib/process/span.ts';
@@ -8,13 +8,13 @@ import { isTracing } from '../../lib/process/tracing.ts';
 import type { FinishReason } from '../../lib/request/next-token.ts';
 import { SPANS, Timeline, type TimelineStage } from '../../lib/request/timeline.ts';
 import type { TokenPrompt } from '../../lib/request/token-prompt.ts';
-import type { ContextReport } from '../context/context.ts';
+import { type ContextReport, DEGRADATIONS } from '../context/context.ts';
 import type { Usage } from '../request.ts';
 import type { AttemptObserver, WorkerCall } from './attempt.ts';
 import type { ChoiceDelta } from './choice.ts';
 import type { Flight, FlightRecorder } from './flight-recorder.ts';
 import type { RedactedSample } from './redacted-sample.ts';
-import { RequestTrace } from './request-trace.ts';
+import { type Operation, RequestTrace } from './request-trace.ts';
 
 /** Times at which the tokens of one choice came, in ms of the monotonic clock. */
 interface Arrivals {
@@ -30,7 +30,9 @@ interface Arrivals {
 const SESSION_KEY = randomBytes(32);
 const sessionDigest = (session: string) => createHmac('sha256', SESSION_KEY).update(session).digest('hex').slice(0, 16);
 
-/** The head of a request, as far as its trace says it, and the operator page. */
+const REFUSED_KEYS: ReadonlySet<string | undefined> = new Set(['invalid_api_key', 'api_key_expired']);
+
+/** The head of a request, as far as its trace and its metrics say it, and the operator page. */
 interface RecordedHead {
   /** Of the request; in its log lines as well. */
   readonly id: string;
@@ -38,6 +40,17 @@ interface RecordedHead {
   readonly method: string;
   /** The route that serves it, such as `/v1/completions`. */
   readonly route: string;
+  readonly operation: Operation;
+}
+
+/**
+ * Counters that alerts ask the rate of exist from the start, at 0: one that appears at 1 has no rate, and the first
+ * failure would be nobody's.
+ */
+export function countFromZero(arm: string): void {
+  for (const outcome of ['ok', ...Object.keys(ERRORS)]) metrics.armRequests.inc({ arm, outcome }, 0);
+  metrics.armTtft.zero({ arm });
+  for (const reason of DEGRADATIONS) metrics.degraded.inc({ reason }, 0);
 }
 
 export class RequestRecord {
@@ -46,6 +59,7 @@ export class RequestRecord {
   readonly trace: RequestTrace | undefined;
   /** undefined where nobody looks at recent requests. */
   readonly #flight: Flight | undefined;
+  readonly #operation: Operation;
   #tenant: string | undefined;
   /** Name of the served model; '' before it is known that the request is for it. */
   #model = '';
@@ -76,15 +90,16 @@ export class RequestRecord {
   #detokenizeMs = 0;
 
   /**
-   * @param head of the HTTP request, if it is to be traced and shown.
+   * @param head of the HTTP request; one that has none is neither traced nor shown.
    * @param recorder keeps the record for the operator page, where there is one.
    */
   constructor(head?: RecordedHead, recorder?: FlightRecorder) {
+    this.#operation = head?.operation ?? 'text_completion';
     if (head === undefined) return;
     this.#flight = recorder?.begin(this.timeline, head);
     if (!isTracing()) return;
     const attributes = { 'http.request.method': head.method, 'http.route': head.route };
-    this.trace = RequestTrace.begin(this.timeline, head.headers, attributes);
+    this.trace = RequestTrace.begin(this.timeline, head.operation, head.headers, attributes);
   }
 
   /** Whether workers were given any of its prompts. */
@@ -339,7 +354,7 @@ export class RequestRecord {
     });
     const line = this.#line(status);
     // Refused keys have a line of their own, of which there is a bounded number.
-    const isStranger = this.#error?.code === 'invalid_api_key';
+    const isStranger = REFUSED_KEYS.has(this.#error?.code);
     this.#flight?.end(isStranger ? undefined : { ...line, err: undefined, sample: undefined });
     log[isStranger ? 'debug' : 'info'](line, 'completion');
   }
@@ -415,7 +430,7 @@ export class RequestRecord {
   #observeGenAi(): void {
     const { timeline, trace } = this;
     const labels = {
-      gen_ai_operation_name: 'text_completion',
+      gen_ai_operation_name: this.#operation,
       gen_ai_provider_name: 'llavacode',
       gen_ai_request_model: this.#model,
     };

@@ -17,6 +17,9 @@ const STEPS: readonly (readonly [name: string, from: RequestEvent, to: RequestEv
   ['tokenize', 'retrieved', 'tokenized'],
 ];
 
+/** What a request does, as OpenTelemetry's conventions name it. */
+export type Operation = 'text_completion' | 'chat';
+
 /** How a request has ended. */
 export interface TracedEnd {
   readonly status: number;
@@ -32,6 +35,7 @@ export class RequestTrace {
   readonly #root: Span;
   readonly #timeline: Timeline;
   readonly #beganMs: number;
+  readonly #operation: Operation;
   readonly #spans = new WeakMap<Activity, Span>();
   #retrieve: Span | undefined;
   /** When an activity ended last. */
@@ -42,14 +46,20 @@ export class RequestTrace {
    * @param headers of the request, which may name the trace that it belongs to.
    * @returns undefined where traces are off.
    */
-  static begin(timeline: Timeline, headers: TraceHeaders, attributes: Attributes): RequestTrace | undefined {
+  static begin(
+    timeline: Timeline,
+    operation: Operation,
+    headers: TraceHeaders,
+    attributes: Attributes,
+  ): RequestTrace | undefined {
     const atMs = performance.now();
-    const root = beginTrace('text_completion', headers, { kind: 'server', atMs, attributes });
-    return root && new RequestTrace(root, timeline, atMs);
+    const root = beginTrace(operation, headers, { kind: 'server', atMs, attributes });
+    return root && new RequestTrace(root, timeline, operation, atMs);
   }
 
-  private constructor(root: Span, timeline: Timeline, beganMs: number) {
+  private constructor(root: Span, timeline: Timeline, operation: Operation, beganMs: number) {
     this.#root = root;
+    this.#operation = operation;
     this.#timeline = timeline;
     this.#beganMs = beganMs;
     timeline.onBegin((activity) => this.#follow(activity));
@@ -67,9 +77,9 @@ export class RequestTrace {
   /** It is known what is asked for. @param model name of the served model. @param id of the answer. */
   asks(request: CompletionRequest, model: string, id: string): void {
     if (!this.#root.recorded) return;
-    this.#root.rename(`text_completion ${model}`);
+    this.#root.rename(`${this.#operation} ${model}`);
     this.#root.set({
-      'gen_ai.operation.name': 'text_completion',
+      'gen_ai.operation.name': this.#operation,
       'gen_ai.provider.name': 'llavacode',
       'gen_ai.request.model': request.model ?? model,
       'gen_ai.response.model': model,

@@ -27,22 +27,24 @@ import { NO_OVERLAY, type Overlay, type Overlays } from './overlay.ts';
 import { standOut } from './stand-out.ts';
 
 /**
- * Reason why a completion went on without context; with `no_room`, `rows_damaged` and `rows_too_large` it may also be
+ * Reasons why a completion went on without context; with `no_room`, `rows_damaged` and `rows_too_large` it may also be
  * with less of it than was found, and with `no_file_vectors` only soft tokens of files are missing.
  */
-export type Degradation =
-  | 'repo_not_found'
-  | 'no_store'
-  | 'no_projector'
-  | 'no_file_vectors'
-  | 'store_unavailable'
-  | 'over_budget'
-  | 'stale_index'
-  | 'index_too_large'
-  | 'rows_damaged'
-  | 'rows_too_large'
-  | 'retrieval_failed'
-  | 'no_room';
+export const DEGRADATIONS = [
+  'repo_not_found',
+  'no_store',
+  'no_projector',
+  'no_file_vectors',
+  'store_unavailable',
+  'over_budget',
+  'stale_index',
+  'index_too_large',
+  'rows_damaged',
+  'rows_too_large',
+  'retrieval_failed',
+  'no_room',
+] as const;
+export type Degradation = (typeof DEGRADATIONS)[number];
 
 /** How a chunk stands in a prompt. */
 type Form = 'soft' | 'text';

@@ -9,6 +9,7 @@ import type { Tokenizer } from '../../lib/text/tokenizer.ts';
 import { COMPLETION_DEFAULTS } from '../request.ts';
 import { chatWords } from './chat-answer.ts';
 import { modelField, ragField, readRag, sessionField } from './completion-body.ts';
+import { CHAT_ROUTE } from './completion-call.ts';
 import { AS_MANY_AS_FIT, count, editorBody, penalty, seed, stops, topP } from './editor-body.ts';
 import { addEditorRoute, type EditorParts } from './editor-route.ts';
 
@@ -89,7 +90,7 @@ export function addChatRoute(app: FastifyInstance, parts: ChatParts): void {
   addEditorRoute<Messages>(
     app,
     {
-      url: '/v1/chat/completions',
+      url: CHAT_ROUTE,
       body,
       summary: 'answers a chat, where the model has a chat template',
       tag: 'OpenAI',

@@ -162,6 +162,9 @@ function inflightRequest({ headers, identity }: CompletionHttpRequest, body: Com
   return { timeoutMs, session, tenant, sequences: sequencesOf(body) };
 }
 
+/** The one route whose requests are a chat, and not the completion of a text. */
+export const CHAT_ROUTE = '/v1/chat/completions';
+
 /** What the answer reports, for clients that look at headers: the context in the prompt, and a suffix that is not. */
 function reportHeaders({ context, suffix }: RequestRecord): Record<string, string> {
   const degraded = context?.degraded === undefined ? '' : `; degraded=${context.degraded}`;
@@ -175,7 +178,9 @@ function reportHeaders({ context, suffix }: RequestRecord): Record<string, strin
 /** Writes what is known about a completion when its answer has ended, in whichever way. */
 function keepRecord(request: FastifyRequest, { raw }: FastifyReply): void {
   const { id, headers, method, routeOptions, server } = request;
-  const record = new RequestRecord({ id, headers, method, route: routeOptions.url ?? '' }, server.flights);
+  const route = routeOptions.url ?? '';
+  const operation = route === CHAT_ROUTE ? 'chat' : 'text_completion';
+  const record = new RequestRecord({ id, headers, method, route, operation }, server.flights);
   request.record = record;
   if (record.trace) request.log = request.log.child({ trace_id: record.trace.traceId });
   raw.once('close', () => {

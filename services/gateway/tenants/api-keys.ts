@@ -7,6 +7,7 @@ import { createHash, timingSafeEqual } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { z } from 'zod';
 import { ServingError } from '../../lib/process/errors.ts';
+import { metrics, tenantLabel } from '../../lib/process/metrics.ts';
 import { reasonOf } from '../../lib/process/os-errors.ts';
 import { DEFAULT_TENANT, repoKey } from '../../lib/rag/store/repo-key.ts';
 import { type TenantLimits, UNLIMITED } from './token-quota.ts';
@@ -34,9 +35,15 @@ export interface ApiKeys {
   readonly tenants: readonly string[];
   /**
    * @param key as Node decodes a header: as latin1, byte for byte; undefined where the request has none.
-   * @throws ServingError invalid_api_key
+   * @throws ServingError invalid_api_key, api_key_expired
    */
   identify(key: string | undefined): Identity;
+}
+
+/** The keys of a file. */
+export interface FileKeys extends ApiKeys {
+  /** By tenant: when the first of its keys ends that have an end, in seconds since 1970. */
+  readonly firstEnds: ReadonlyMap<string, number>;
 }
 
 /**
@@ -63,9 +70,18 @@ export class RenewedKeys implements ApiKeys {
   }
 }
 
+/** Tells when keys end, as a metric, so that whoever is to replace them hears of it in time. */
+export function noteKeys({ firstEnds }: Pick<FileKeys, 'firstEnds'>): void {
+  metrics.apiKeyNotAfter.reset();
+  // Of tenants that share the label `other`, the first end counts.
+  const soonestFirst = [...firstEnds].sort(([, a], [, b]) => b - a);
+  for (const [tenant, seconds] of soonestFirst) metrics.apiKeyNotAfter.set({ tenant: tenantLabel(tenant) }, seconds);
+}
+
 /** Nobody needs a key. */
-export const NO_KEYS: ApiKeys = {
+export const NO_KEYS: FileKeys = {
   tenants: [DEFAULT_TENANT],
+  firstEnds: new Map(),
   identify: () => ({
     tenant: DEFAULT_TENANT,
     limits: UNLIMITED,
@@ -95,6 +111,13 @@ const keysFile = z
       tokens_per_minute: limit,
       /** Everything where not given, as before there were levels. */
       access: z.enum(ACCESS_LEVELS, { error: `must be one of ${ACCESS_LEVELS.join(', ')}` }).optional(),
+      /** From this moment on the key is refused; a date alone is its first moment, in UTC. Never where not given. */
+      expires: z
+        .union([z.iso.date(), z.iso.datetime({ offset: true })], {
+          error: 'must be a date, or a time with its zone: 2027-03-31 or 2027-03-31T18:00:00+02:00',
+        })
+        .transform((text) => Date.parse(text))
+        .optional(),
     }),
   )
   .superRefine((entries, context) => {
@@ -128,10 +151,11 @@ function isRepoKey(tenant: string, name: string): boolean {
 
 /**
  * @param file JSON: [{ key_sha256, tenant, repos: ["*"] or names, default_repo?, max_inflight?, tokens_per_minute?,
- *   access? }]; '' for no keys.
+ *   access?, expires? }]; '' for no keys.
+ * @param nowMs the time of day, in ms since 1970: keys end on a date.
  * @throws ServingError config_invalid
  */
-export async function loadApiKeys(file: string): Promise<ApiKeys> {
+export async function loadApiKeys(file: string, nowMs: () => number = Date.now): Promise<FileKeys> {
   if (file === '') return NO_KEYS;
   let entries: z.infer<typeof keysFile>;
   try {
@@ -141,27 +165,37 @@ export async function loadApiKeys(file: string): Promise<ApiKeys> {
     const why = issue ? `${issue.path.join('.')} ${issue.message}` : reasonOf(cause);
     throw new ServingError('config_invalid', `--api-keys-file ${file}: ${why}`, { cause });
   }
-  const keys = entries.map(({ key_sha256, tenant, repos, default_repo, max_inflight, tokens_per_minute, access }) => {
+  const keys = entries.map(({ key_sha256, tenant, repos, access, expires, ...entry }) => {
     const identity: Identity = {
       tenant,
-      limits: { maxInflight: max_inflight, tokensPerMinute: tokens_per_minute },
+      limits: { maxInflight: entry.max_inflight, tokensPerMinute: entry.tokens_per_minute },
       access: access ?? 'admin',
       isOperator: access === 'admin',
-      defaultRepo: default_repo,
+      defaultRepo: entry.default_repo,
       keyId: key_sha256.slice(0, 16),
       mayUse: (repo: string) => repos.includes('*') || repos.includes(repo),
     };
-    return { digest: Buffer.from(key_sha256, 'hex'), identity };
+    return { digest: Buffer.from(key_sha256, 'hex'), identity, expires };
   });
+  const firstEnds = new Map<string, number>();
+  for (const { tenant, expires } of entries) {
+    if (expires !== undefined) firstEnds.set(tenant, Math.min(expires / 1000, firstEnds.get(tenant) ?? Infinity));
+  }
   return {
+    firstEnds,
     tenants: [...new Set(entries.map(({ tenant }) => tenant))],
     identify(key) {
       if (key === undefined) throw new ServingError('invalid_api_key', 'the request has no API key');
       const digest = createHash('sha256').update(key, 'latin1').digest();
       // All keys are compared, each in constant time: the time that this takes tells nothing about them.
       const matching = keys.filter((each) => timingSafeEqual(each.digest, digest));
-      if (!matching[0]) throw new ServingError('invalid_api_key', 'the API key is not in the file of keys');
-      return matching[0].identity;
+      const [found] = matching;
+      if (!found) throw new ServingError('invalid_api_key', 'the API key is not in the file of keys');
+      if (found.expires !== undefined && nowMs() >= found.expires) {
+        const at = new Date(found.expires).toISOString();
+        throw new ServingError('api_key_expired', `the API key ended at ${at}`);
+      }
+      return found.identity;
     },
   };
 }

@@ -49,6 +49,12 @@ export const ERRORS = {
     false,
     'Send authorization: Bearer KEY (or x-api-key: KEY, or api-key: KEY), with a key of --api-keys-file.',
   ),
+  api_key_expired: kind(
+    401,
+    'UNAUTHENTICATED',
+    false,
+    'Use the key that took its place, or have a new one added to --api-keys-file, or `expires` of this one set later.',
+  ),
   host_not_allowed: kind(
     403,
     'PERMISSION_DENIED',

@@ -130,6 +130,11 @@ export const metrics = {
     'When a certificate of this process ends, in seconds since 1970, by the setting that names its file',
     ['setting'],
   ),
+  apiKeyNotAfter: gateway.gauge(
+    'llavacode:api_key_not_after_seconds',
+    'When the first of the API keys of a tenant ends that have an end, in seconds since 1970',
+    ['tenant'],
+  ),
   // Each of these exists once per request: the gateway alone measures it.
   ttft: gateway.tracedHistogram(
     'vllm:time_to_first_token_seconds',

@@ -51,12 +51,25 @@ test('the log line of a request says whose it was and which workers it used, and
   expect(line("bob's laptop").session).not.toBe(first.session);
 });
 
-test('a request whose key is refused is logged at debug: the warning about its key stands for it', () => {
-  const lines: Record<string, unknown>[] = [];
-  const record = new RequestRecord();
-  record.failed(new ServingError('invalid_api_key', 'the request has no API key'));
-  record.end(keepingLog(lines), 401);
-  expect(lines).toMatchObject([{ level: 'debug', message: 'completion', code: 'invalid_api_key' }]);
+test.each(['invalid_api_key', 'api_key_expired'] as const)(
+  'a request that is refused with %s is logged at debug: the warning about its key stands for it',
+  (code) => {
+    const lines: Record<string, unknown>[] = [];
+    const record = new RequestRecord();
+    record.failed(new ServingError(code, 'the key is not good'));
+    record.end(keepingLog(lines), 401);
+    expect(lines).toMatchObject([{ level: 'debug', message: 'completion', code }]);
+  },
+);
+
+test('a chat counts as the operation chat', async () => {
+  const record = new RequestRecord({ id: 'req-1', headers: {}, method: 'POST', route: '/v1/chat/completions', operation: 'chat' });
+  record.asksFor('tiny');
+  record.timeline.mark('received', 1000);
+  record.end(keepingLog([]), 200);
+  const { values } = await metrics.genAiDuration.get();
+  const operations = values.map(({ labels }) => labels['gen_ai_operation_name']);
+  expect(operations).toContain('chat');
 });
 
 test('a request counts for its tenant by how it ended, and under the names of OpenTelemetry', async () => {
@@ -80,6 +93,13 @@ test('a request counts for its tenant by how it ended, and under the names of Op
     expect.arrayContaining([
       { tenant: 'umbrella', outcome: 'ok', value: 1 },
       { tenant: 'umbrella', outcome: 'saturated', value: 1 },
+    ]),
+  );
+  // Alerts go by the same requests, counted by the bundle that served them.
+  expect(await valuesOf(metrics.armRequests)).toEqual(
+    expect.arrayContaining([
+      { arm: 'stable', outcome: 'ok', value: expect.any(Number) },
+      { arm: 'stable', outcome: 'saturated', value: 1 },
     ]),
   );
   expect(await valuesOf(metrics.tenantPromptTokens)).toContainEqual({ tenant: 'umbrella', value: 3 });

@@ -1,10 +1,13 @@
-{{/* The command lines of services, and the variables and files that they need. Takes root and role. */}}
+{{/* The command lines of services, and the variables and files that they need. Takes root, role and candidate. */}}
 
 {{- define "llavacode.workerList" -}}
 {{- $name := include "llavacode.fullname" .root }}
 {{- $list := list }}
 {{- range .roles }}
-{{- if (get $.root.Values .).enabled }}{{ $list = append $list (printf "dns:%s-%s:9000" $name .) }}{{ end }}
+{{- if (get $.root.Values .).enabled }}
+{{- $list = append $list (printf "dns:%s-%s:9000" $name .) }}
+{{- if $.root.Values.candidate.enabled }}{{ $list = append $list (printf "dns:%s-candidate-%s:9000" $name .) }}{{ end }}
+{{- end }}
 {{- end }}
 {{- join "," $list }}
 {{- end }}
@@ -19,7 +22,7 @@
 {{- end }}
 - --host=0.0.0.0
 - --port={{ ternary 8000 9000 (eq .role "gateway") }}
-- --model={{ include "llavacode.bundlePath" .root }}
+- --model={{ include "llavacode.bundlePath" . }}
 - --threads={{ $pool.cpu }}
 - --drain-timeout-ms={{ int64 $v.shutdown.drainTimeoutMs }}
 {{- if $v.rpc.secretName }}
@@ -35,6 +38,9 @@
 - --decode-workers={{ include "llavacode.workerList" (dict "root" .root "roles" (list "decode" "colocated")) }}
 {{- if $v.indexer.enabled }}
 - --indexer={{ $name }}-indexer:9000
+{{- end }}
+{{- if $v.candidate.enabled }}
+- --rollouts=true
 {{- end }}
 - --request-timeout-ms={{ int64 $v.gateway.requestTimeoutMs }}
 - --index-cache-bytes={{ int64 $v.gateway.indexCacheBytes }}
@@ -58,7 +64,7 @@
 {{- if ne .role "indexer" }}
 - --prepacked=/cache/prepacked
 - --slots={{ $pool.slots }}
-- --capacity={{ int64 $v.model.capacity }}
+- --capacity={{ int64 (include "llavacode.modelOf" . | fromJson).capacity }}
 {{- if include "llavacode.kvOnDisk" . }}
 - --kv-disk-dir=/kv/prompts
 - --kv-disk-bytes={{ int64 $v.kvDisk.bytes }}
@@ -120,6 +126,11 @@
 - name: bundle
   mountPath: /bundle
   readOnly: true
+{{- if and (eq .role "gateway") $v.candidate.enabled }}
+- name: candidate
+  mountPath: /candidate
+  readOnly: true
+{{- end }}
 - name: cache
   mountPath: /cache
 - name: tmp
@@ -174,21 +185,29 @@
     {{- end }}
 {{- end }}
 
-{{- define "llavacode.volumes" -}}
-{{- $v := .root.Values -}}
-- name: bundle
-  {{- if eq $v.bundle.source "pvc" }}
+{{/* Takes the name of the volume, and the values of a bundle. */}}
+{{- define "llavacode.bundleVolume" -}}
+- name: {{ .name }}
+  {{- if eq .bundle.source "pvc" }}
   persistentVolumeClaim:
-    claimName: {{ $v.bundle.pvc.claimName }}
+    claimName: {{ .bundle.pvc.claimName }}
     readOnly: true
-  {{- else if eq $v.bundle.source "image" }}
+  {{- else if eq .bundle.source "image" }}
   image:
-    reference: {{ $v.bundle.image.reference | quote }}
-    pullPolicy: {{ $v.bundle.image.pullPolicy }}
+    reference: {{ .bundle.image.reference | quote }}
+    pullPolicy: {{ .bundle.image.pullPolicy }}
   {{- else }}
   emptyDir:
-    sizeLimit: {{ $v.bundle.init.sizeLimit }}
+    sizeLimit: {{ .bundle.init.sizeLimit }}
   {{- end }}
+{{- end }}
+
+{{- define "llavacode.volumes" -}}
+{{- $v := .root.Values -}}
+{{ include "llavacode.bundleVolume" (dict "name" "bundle" "bundle" (include "llavacode.bundleOf" . | fromJson)) }}
+{{- if and (eq .role "gateway") $v.candidate.enabled }}
+{{ include "llavacode.bundleVolume" (dict "name" "candidate" "bundle" $v.candidate.bundle) }}
+{{- end }}
 - name: cache
   {{- if and $v.cache.claimName (ne .role "gateway") }}
   persistentVolumeClaim:

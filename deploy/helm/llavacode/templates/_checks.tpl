@@ -40,14 +40,18 @@
 {{- fail (printf (print "gpu.class cuda12 does not compute model.precision %s: its attention takes 16 bits only, so take "
   "fp16, int8-fp16 or int4-fp16") $v.model.precision) }}
 {{- end }}
-{{- if and (eq $v.bundle.source "pvc") (not $v.bundle.pvc.claimName) }}
-{{- fail "bundle.source pvc needs bundle.pvc.claimName" }}
+{{- range $which, $bundle := dict "bundle" $v.bundle "candidate.bundle" $v.candidate.bundle }}
+{{- if or (eq $which "bundle") $v.candidate.enabled }}
+{{- if and (eq $bundle.source "pvc") (not $bundle.pvc.claimName) }}
+{{- fail (printf "%s.source pvc needs %s.pvc.claimName" $which $which) }}
 {{- end }}
-{{- if and (eq $v.bundle.source "image") (not $v.bundle.image.reference) }}
-{{- fail "bundle.source image needs bundle.image.reference" }}
+{{- if and (eq $bundle.source "image") (not $bundle.image.reference) }}
+{{- fail (printf "%s.source image needs %s.image.reference" $which $which) }}
 {{- end }}
-{{- if and (eq $v.bundle.source "init") (not $v.bundle.path) }}
-{{- fail (print "bundle.source init needs bundle.path: a bundle is renamed into place, and a volume's root cannot be") }}
+{{- if and (eq $bundle.source "init") (not $bundle.path) }}
+{{- fail (printf "%s.source init needs %s.path: a bundle is renamed into place, and a volume's root cannot be" $which $which) }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- if and (eq $v.autoscaling.kind "keda") (not $v.autoscaling.prometheusUrl) }}
 {{- fail "autoscaling.kind keda needs autoscaling.prometheusUrl" }}

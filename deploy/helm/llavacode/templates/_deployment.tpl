@@ -1,4 +1,4 @@
-{{/* The Deployment of one role, and its PodDisruptionBudget. Takes root and role. */}}
+{{/* The Deployment of one role, and its PodDisruptionBudget. Takes root, role and candidate. */}}
 
 {{- define "llavacode.containerSecurity" -}}
 allowPrivilegeEscalation: false
@@ -39,27 +39,29 @@ livenessProbe:
   failureThreshold: 6
 {{- end }}
 
+{{/* Fills a volume with a bundle. Takes root, role and candidate, and the name of the volume. */}}
 {{- define "llavacode.bundleContainer" -}}
-{{- $v := .root.Values -}}
-- name: bundle
-  image: {{ $v.bundle.init.image | default (include "llavacode.image" .) | quote }}
+{{- $v := .root.Values }}
+{{- $bundle := include "llavacode.bundleOf" . | fromJson -}}
+- name: {{ .volume }}
+  image: {{ $bundle.init.image | default (include "llavacode.image" .) | quote }}
   imagePullPolicy: {{ $v.image.pullPolicy }}
-  {{- with $v.bundle.init.command }}
+  {{- with $bundle.init.command }}
   command:
     {{- toYaml . | nindent 4 }}
   {{- else }}
   args:
     - export
     - --llm=/app/models/tiny-coder
-    - --to={{ include "llavacode.bundlePath" .root }}
-    - --precision={{ $v.model.precision }}
+    - --to={{ include "llavacode.bundlePath" . }}
+    - --precision={{ (include "llavacode.modelOf" . | fromJson).precision }}
   {{- end }}
   resources:
     {{- include "llavacode.resources" . | nindent 4 }}
   securityContext:
     {{- include "llavacode.containerSecurity" . | nindent 4 }}
   volumeMounts:
-    - name: bundle
+    - name: {{ .volume }}
       mountPath: /bundle
     - name: tmp
       mountPath: /tmp
@@ -70,7 +72,10 @@ livenessProbe:
 {{- $v := $root.Values }}
 {{- $role := .role }}
 {{- $pool := get $v $role }}
-{{- $name := printf "%s-%s" (include "llavacode.fullname" $root) $role }}
+{{- $name := printf "%s-%s" (include "llavacode.fullname" $root) (include "llavacode.component" .) }}
+{{- $bundle := include "llavacode.bundleOf" . | fromJson }}
+{{- $ofCandidate := dict "root" $root "role" $role "candidate" true "volume" "candidate" }}
+{{- $fillsCandidate := and (eq $role "gateway") $v.candidate.enabled (eq $v.candidate.bundle.source "init") }}
 {{- $onGpu := include "llavacode.onGpu" . }}
 apiVersion: apps/v1
 kind: Deployment
@@ -79,7 +84,9 @@ metadata:
   labels:
     {{- include "llavacode.labels" . | nindent 4 }}
 spec:
-  {{- if not (and (ne $v.autoscaling.kind "none") (hasKey $v.autoscaling $role)) }}
+  {{- if .candidate }}
+  replicas: {{ get $v.candidate.replicas $role }}
+  {{- else if not (and (ne $v.autoscaling.kind "none") (hasKey $v.autoscaling $role)) }}
   replicas: {{ $pool.replicas }}
   {{- end }}
   minReadySeconds: {{ $v.minReadySeconds }}
@@ -143,9 +150,14 @@ spec:
       affinity:
         {{- toYaml . | nindent 8 }}
       {{- end }}
-      {{- if eq $v.bundle.source "init" }}
+      {{- if or (eq $bundle.source "init") $fillsCandidate }}
       initContainers:
-        {{- include "llavacode.bundleContainer" . | nindent 8 }}
+        {{- if eq $bundle.source "init" }}
+        {{- include "llavacode.bundleContainer" (dict "root" $root "role" $role "candidate" .candidate "volume" "bundle") | nindent 8 }}
+        {{- end }}
+        {{- if $fillsCandidate }}
+        {{- include "llavacode.bundleContainer" $ofCandidate | nindent 8 }}
+        {{- end }}
       {{- end }}
       containers:
         - name: {{ $role }}

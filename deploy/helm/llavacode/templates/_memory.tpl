@@ -8,10 +8,10 @@ once, for the check at its start.
 {{- printf "%dMi" (div (add (int64 .) 1048575) 1048576) }}
 {{- end }}
 
-{{/* Takes root and role. */}}
+{{/* Takes root, role and candidate. A gateway has the encoder of a rollout's candidate as well. */}}
 {{- define "llavacode.memory" -}}
 {{- $v := .root.Values }}
-{{- $model := $v.model }}
+{{- $model := include "llavacode.modelOf" . | fromJson }}
 {{- $pool := get $v .role }}
 {{- $bytes := mul (int64 $pool.overheadMiB) 1048576 }}
 {{- if has .role (list "prefill" "decode" "colocated") }}
@@ -23,7 +23,9 @@ once, for the check at its start.
 {{- else }}
 {{- $bytes = add $bytes (int64 $model.contextWeightsBytes) }}
 {{- end }}
-{{- if eq .role "gateway" }}{{ $bytes = add $bytes (int64 $pool.indexCacheBytes) (int64 $pool.rowCacheBytes) }}{{ end }}
+{{- if eq .role "gateway" }}{{ $bytes = add $bytes (int64 $pool.indexCacheBytes) (int64 $pool.rowCacheBytes) }}
+{{- if $v.candidate.enabled }}{{ $bytes = add $bytes (int64 $v.candidate.model.contextWeightsBytes) }}{{ end }}
+{{- end }}
 {{- include "llavacode.mebibytes" $bytes }}
 {{- end }}
 

@@ -7,11 +7,39 @@
 {{- end }}
 {{- end }}
 
-{{/* Labels by which pods of one role are selected; they never change. Takes root and role. */}}
+{{/* What runs, as a JSON list of role and candidate: whether it serves the candidate of a rollout, and not the bundle. */}}
+{{- define "llavacode.parts" -}}
+{{- $v := .Values }}
+{{- $parts := list (dict "role" "gateway" "candidate" false) }}
+{{- range $role := list "prefill" "decode" "colocated" "indexer" }}
+{{- if (get $v $role).enabled }}{{ $parts = append $parts (dict "role" $role "candidate" false) }}{{ end }}
+{{- end }}
+{{- if $v.candidate.enabled }}
+{{- range $role := list "prefill" "decode" "colocated" "indexer" }}
+{{- if (get $v $role).enabled }}{{ $parts = append $parts (dict "role" $role "candidate" true) }}{{ end }}
+{{- end }}
+{{- end }}
+{{- toJson $parts }}
+{{- end }}
+
+{{/* What a part is called. Takes role and candidate. */}}
+{{- define "llavacode.component" -}}
+{{- if .candidate }}candidate-{{ end }}{{ .role }}
+{{- end }}
+
+{{/* The values of the bundle that a part serves, and of its sizes, as JSON. Take root and candidate. */}}
+{{- define "llavacode.bundleOf" -}}
+{{- if .candidate }}{{ toJson .root.Values.candidate.bundle }}{{ else }}{{ toJson .root.Values.bundle }}{{ end }}
+{{- end }}
+{{- define "llavacode.modelOf" -}}
+{{- if .candidate }}{{ toJson .root.Values.candidate.model }}{{ else }}{{ toJson .root.Values.model }}{{ end }}
+{{- end }}
+
+{{/* Labels by which the pods of one part are selected; they never change. Takes root, role and candidate. */}}
 {{- define "llavacode.selector" -}}
 app.kubernetes.io/name: {{ .root.Chart.Name }}
 app.kubernetes.io/instance: {{ .root.Release.Name }}
-app.kubernetes.io/component: {{ .role }}
+app.kubernetes.io/component: {{ include "llavacode.component" . }}
 {{- end }}
 
 {{- define "llavacode.labels" -}}
@@ -46,7 +74,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- .Values.rpc.mtls.secretName | default (printf "%s-rpc-tls" (include "llavacode.fullname" .)) }}
 {{- end }}
 
-{{/* The folder of the bundle in every container. */}}
+{{/* The folder of a part's bundle in its containers. Takes root and candidate. */}}
 {{- define "llavacode.bundlePath" -}}
-{{- printf "/bundle/%s" .Values.bundle.path | trimSuffix "/" }}
+{{- printf "/bundle/%s" (include "llavacode.bundleOf" . | fromJson).path | trimSuffix "/" }}
 {{- end }}
