@@ -30,10 +30,8 @@ import { type ProcessTrend, type Sample, trendOf } from './trend.ts';
 import { compareWaits, judgeWaits, type Phases, type Span, type WaitComparison } from './waits.ts';
 
 interface SoakRunOptions
-  extends Pick<
-    SoakOptions,
-    'path' | 'data' | 'minutes' | 'rate' | 'restartEvery' | 'seed' | 'honestOnly' | 'hostileTokens'
-  > {
+  extends Partial<Pick<SoakOptions, 'speculation'>>,
+    Pick<SoakOptions, 'path' | 'data' | 'minutes' | 'rate' | 'restartEvery' | 'seed' | 'honestOnly' | 'hostileTokens'> {
   /** Name of the repository in the index. */
   readonly repo: string;
   readonly onProgress: OnProgress;
@@ -79,7 +77,7 @@ const WARMUP_SHARE = 0.2;
 const PREFILL_SLOTS = 24;
 
 export async function runSoak(model: BenchModel, options: SoakRunOptions): Promise<SoakResult> {
-  const { data, honestOnly, hostileTokens, onProgress, stop } = options;
+  const { data, honestOnly, hostileTokens, speculation, onProgress, stop } = options;
   await mkdir(data, { recursive: true });
   const store = `lmdb:${resolve(data, 'drill-store')}`;
   onProgress('starting');
@@ -88,7 +86,7 @@ export async function runSoak(model: BenchModel, options: SoakRunOptions): Promi
   const prompts = await PromptMaker.load(options.repo, options.path, model.tokenizer);
   const hostile = hostileTenants(hostileTokens);
   const tenants = [owner(), ...(honestOnly ? [] : hostile)];
-  const fleet = await Fleet.start({ bundle, store, data, workers: 2, tenants, prefillSlots: PREFILL_SLOTS });
+  const fleet = await Fleet.start({ bundle, store, data, workers: 2, tenants, speculation, prefillSlots: PREFILL_SLOTS });
   try {
     const references = await makeReferences(fleet, prompts, REFERENCES);
     const mix = await makeMix(fleet, options.path, references);
