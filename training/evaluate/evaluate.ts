@@ -76,9 +76,9 @@ export async function evaluate(
     throw new ServingError('config_invalid', `--llm ${options.llm}: ${spec.architecture} is not a decoder: name one`);
   }
   const { chunks, softPerChunk, promptTokens, targetTokens, textTokens, rolloutTokens, threads } = options;
-  const data = await readDataSet(options.data, 'valid');
   const tokenizer = await loadTokenizer(llm.tokenizerDir);
   const samples = new SampleMaker(tokenizer, spec.eosIds, options);
+  const data = samples.read(await readDataSet(options.data, 'valid'));
   const maxPositions = promptTokens + textTokens + Math.max(targetTokens, rolloutTokens);
   assertRoomToJudge(options, spec);
   const formats = formatsOf(options.frozen);

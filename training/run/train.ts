@@ -61,11 +61,12 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
   await using cleanup = new Cleanup();
   const work = await ownFolder(asked.to, cleanup);
   const { llm, spec, encoder } = await openNetworks(asked, cleanup);
-  const data = await readDataSet(asked.data, 'train');
-  const options = { ...asked, ...fitted(asked, spec), steps: stepsOf(asked, data.rows.length) };
-  const held = options.validation === undefined ? undefined : await readDataSet(options.validation, 'valid');
   const tokenizer = await loadTokenizer(llm.tokenizerDir);
-  const samples = samplesOf(options, tokenizer, spec);
+  const samples = samplesOf(asked, tokenizer, spec);
+  const data = samples.read(await readDataSet(asked.data, 'train'));
+  const options = { ...asked, ...fitted(asked, spec), steps: stepsOf(asked, data.rows.length) };
+  const held =
+    options.validation === undefined ? undefined : samples.read(await readDataSet(options.validation, 'valid'));
 
   const device = await openTrainingDevice(options, cleanup, progress);
   const shared = await SharedWeights.create(join(work, 'weights.bin'));
