@@ -60,6 +60,7 @@ export function datasetCommand(): Command {
     .addOption(option('--per-repository <n>', 'the most holes that are drawn of a repository', count, 200))
     .addOption(option('--chunks <n>', 'chunks of a sample; where fewer are found there is none', count, 10))
     .addOption(new Option('--retriever <name>', 'how chunks are found').choices(DATASET_RETRIEVERS).default('jaccard'))
+    .option('--needs-chunks', 'only holes with a name that is in their chunks, and not in the code around them')
     .addOption(option('--seed <n>', 'the same seed and repositories give the same bytes', count, 1))
     .addOption(option('--shard-samples <n>', 'samples of a shard: a run that is stopped loses fewer', count, 2000))
     .option('--json <file>', 'write the manifest there')

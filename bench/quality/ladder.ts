@@ -33,6 +33,7 @@ export function rungsOf({ model, softPerChunk = 1, figures }: QualityResult): Ru
     ce,
     ttft,
     recovered: COMMON.includes(arm) ? null : recovered(figures, arm, 'editSimilarity'),
+    recoveredCe: COMMON.includes(arm) ? null : recovered(figures, arm, 'ce'),
   }));
 }
 
@@ -80,7 +81,7 @@ export function ladderTable(result: QualityResult): string | undefined {
   if ((result.beside ?? []).length === 0) return undefined;
   const rungs = ladderOf(result);
   const rows = namesOf(rungs).map((name, i) => {
-    const { promptTokens, softTokens, exactMatch, editSimilarity, ce, ttft, recovered: share } = rungs[i]!;
+    const { promptTokens, softTokens, exactMatch, editSimilarity, ce, ttft, ...shares } = rungs[i]!;
     return [
       name,
       promptTokens.toFixed(0),
@@ -88,36 +89,65 @@ export function ladderTable(result: QualityResult): string | undefined {
       points(exactMatch),
       points(editSimilarity),
       ce.mean.toFixed(3),
-      share === null ? '—' : percent(share),
+      ...[shares.recovered, shares.recoveredCe].map((share) => (share === null ? '—' : percent(share))),
       `${figure(ttft.median)} [${figure(ttft.low)}, ${figure(ttft.high)}]`,
     ];
   });
-  return table(['rung', 'prompt tokens', 'soft tokens', 'EM', 'ES', 'CE', 'recovered', 'TTFT (ms)'], rows);
+  const recovered = ['recovered (ES)', 'recovered (CE)'];
+  return table(['rung', 'prompt tokens', 'soft tokens', 'EM', 'ES', 'CE', ...recovered, 'TTFT (ms)'], rows);
 }
 
-/** Edit similarity against TTFT: a point for each rung, with the interval of its similarity as a line. */
-export function ladderChart(result: QualityResult): Chart {
+/** What the rungs of a chart are compared by. */
+interface Quality {
+  readonly chart: string;
+  readonly title: string;
+  readonly axis: string;
+  readonly of: (rung: Rung) => Estimate;
+  readonly factor: number;
+}
+
+const SIMILARITY: Quality = {
+  chart: 'quality-ttft',
+  title: 'Edit similarity against TTFT',
+  axis: 'ES (%)',
+  of: ({ editSimilarity }) => editSimilarity,
+  factor: 100,
+};
+/** A small model hardly ever writes the right line, and its cross-entropy still tells its contexts apart. */
+const CROSS_ENTROPY: Quality = {
+  chart: 'quality-ttft-ce',
+  title: 'Cross-entropy of the target against TTFT (lower is better)',
+  axis: 'CE (nats a token)',
+  of: ({ ce }) => ce,
+  factor: 1,
+};
+
+/** Quality against TTFT, by two figures: a point for each rung, with the interval of its quality as a line. */
+export const ladderCharts = (result: QualityResult): Chart[] =>
+  [SIMILARITY, CROSS_ENTROPY].map((quality) => ladderChart(result, quality));
+
+function ladderChart(result: QualityResult, { chart, title, axis, of, factor }: Quality): Chart {
   const rungs = ladderOf(result);
   const series = namesOf(rungs).flatMap((name, i) => {
-    const { ttft, editSimilarity } = rungs[i]!;
-    const at = (value: number) => [ttft.median, 100 * value];
+    const { mean, low, high } = of(rungs[i]!);
+    const at = (value: number) => [rungs[i]!.ttft.median, factor * value];
     const color = COLOURS[i % COLOURS.length]!;
     const symbol = SYMBOLS[Math.floor(i / COLOURS.length) % SYMBOLS.length]!;
     return [
-      { name, type: 'scatter' as const, symbol, symbolSize: 14, itemStyle: { color }, data: [at(editSimilarity.mean)] },
+      { name, type: 'scatter' as const, symbol, symbolSize: 14, itemStyle: { color }, data: [at(mean)] },
       {
         name,
         type: 'line' as const,
         symbol: 'none' as const,
         lineStyle: { color, width: 1.5 },
-        data: [at(editSimilarity.low), at(editSimilarity.high)],
+        data: [at(low), at(high)],
       },
     ];
   });
-  const option: EChartsOption = axes('Edit similarity against TTFT', 'median TTFT (ms)', 'ES (%)', {
+  const option: EChartsOption = axes(title, 'median TTFT (ms)', axis, {
     xAxis: { type: 'value', name: 'median TTFT (ms)', nameLocation: 'middle', nameGap: 28, scale: true },
-    yAxis: { type: 'value', name: 'ES (%), 95 % interval', nameLocation: 'middle', nameGap: 48, scale: true },
+    yAxis: { type: 'value', name: `${axis}, 95 % interval`, nameLocation: 'middle', nameGap: 48, scale: true },
     series,
   });
-  return { name: 'quality-ttft', option };
+  return { name: chart, option };
 }

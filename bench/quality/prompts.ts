@@ -9,6 +9,7 @@ import type { RagMode } from '../../services/gateway/request.ts';
 import type { RetrieverName } from '../../services/lib/rag/retriever-name.ts';
 import { choosePromptFormat, formOf, type PromptFormat } from '../../services/lib/text/prompt-format.ts';
 import type { Tokenizer } from '../../services/lib/text/tokenizer.ts';
+import { atTokenBoundary, type Gap } from '../../training/data/token-boundary.ts';
 import { type Arm, type EvaluateOptions, REWRITERS, type Rewriter, WITH_FILES } from './command.ts';
 
 /** One way of completing every sample. */
@@ -70,6 +71,14 @@ export class EvaluationPrompts {
     this.#tokenizer = tokenizer;
     this.#format = choosePromptFormat(tokenizer);
     this.#settings = settings;
+  }
+
+  /**
+   * The gap as this model is asked for it. One that cannot fill in the middle goes on with a text, so the gap begins
+   * between two of its tokens, as in training.
+   */
+  gap({ left, target }: Gap): Gap {
+    return this.#format.frame === undefined ? atTokenBoundary(this.#tokenizer, { left, target }) : { left, target };
   }
 
   cut(left: string, right: string): CutCode {

@@ -5,7 +5,7 @@ import type { Artifact } from '../report/artifact.ts';
 import { axes, type Chart } from '../report/chart.ts';
 import { figure, percent, table } from '../report/markdown.ts';
 import type { Bench } from '../report/report.ts';
-import { ladderChart, ladderTable } from './ladder.ts';
+import { ladderCharts, ladderTable } from './ladder.ts';
 import { recovered, savingKept } from './measure.ts';
 import type { ArmFigures, Comparison, Gate, Median, QualityResult } from './result.ts';
 
@@ -219,7 +219,7 @@ function charts(result: QualityResult): Chart[] {
       { name: 'CodeBLEU', type: 'bar', data: figures.map(({ codeBleu }) => 100 * codeBleu.mean) },
     ],
   });
-  return [{ name: 'quality', option: bars }, ladderChart(result)];
+  return [{ name: 'quality', option: bars }, ...ladderCharts(result)];
 }
 
 export const QUALITY: Bench<QualityResult> = {

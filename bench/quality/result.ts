@@ -130,6 +130,8 @@ export interface Rung {
   readonly ttft: Median;
   /** Share of text's gain in edit similarity over no context, of the same run; null where text gains nothing. */
   readonly recovered: number | null;
+  /** The same in cross-entropy. */
+  readonly recoveredCe: number | null;
 }
 
 /** Whether the arm that must be better is. */

@@ -185,8 +185,9 @@ async function evaluate(task: Task): Promise<QualityResult> {
     const samples: SampleResult[] = [];
     const counts: CodeBleuCounts[][] = specs.map(() => []);
     const pace = new Pace(survey.taken, onProgress);
-    for await (const sample of benchmark.read()) {
+    for await (const read of benchmark.read()) {
       signal.throwIfAborted();
+      const sample = { ...read, ...prompts.gap(read) };
       const done = await evaluation.complete(sample, samples.length);
       samples.push(done.result);
       for (const [i, one] of done.counts.entries()) counts[i]!.push(one);

@@ -27,6 +27,12 @@ export interface RowFigures {
   /** EM and ES by the definition of the authors' code. */
   readonly authorsEm: Estimate;
   readonly authorsEs: Estimate;
+  /**
+   * Cross-entropy with the soft tokens of another sample's chunks, less that with its own: what soft tokens say of the
+   * chunks. The rest of what they gain is form, which any soft tokens would give. Undefined for a row without a
+   * projector, and for judgements of versions without it.
+   */
+  readonly ofChunks?: Estimate;
   /** Against the row without context, sample by sample; undefined where there is no such row, or it is this one. */
   readonly gain?: { readonly ce: Estimate; readonly em: Estimate; readonly es: Estimate; readonly rates: Rates };
   readonly paper: Row['paper'];
@@ -44,9 +50,9 @@ interface Counts {
   readonly judged: number;
 }
 
-const column = (judgements: readonly Judgement[], name: Exclude<keyof Judgement, 'text'>) =>
-  judgements.map((judgement) => judgement[name]);
-const percent = (judgements: readonly Judgement[], name: Exclude<keyof Judgement, 'text'>) =>
+type Figure = Exclude<keyof Judgement, 'text' | 'controlCe'>;
+const column = (judgements: readonly Judgement[], name: Figure) => judgements.map((judgement) => judgement[name]);
+const percent = (judgements: readonly Judgement[], name: Figure) =>
   column(judgements, name).map((value) => 100 * value);
 
 /** @throws ServingError config_invalid where rows were judged by different models or on different samples. */
@@ -81,9 +87,16 @@ function figuresOf({ row, parameters, judgements }: JudgedRow, baseline: JudgedR
     es: estimate(percent(judgements, 'editSimilarity')),
     authorsEm: estimate(percent(judgements, 'authorsExactMatch')),
     authorsEs: estimate(percent(judgements, 'authorsEditSimilarity')),
+    ofChunks: ofChunks(judgements),
     gain: baseline && gainOf(judgements, baseline.judgements),
     paper: row.paper,
   };
+}
+
+function ofChunks(judgements: readonly Judgement[]): Estimate | undefined {
+  const controls = judgements.flatMap(({ controlCe }) => controlCe ?? []);
+  if (controls.length < judgements.length) return undefined;
+  return estimateDifference(controls, column(judgements, 'ce'));
 }
 
 const gainOf = (judgements: readonly Judgement[], baseline: readonly Judgement[]) => ({

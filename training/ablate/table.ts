@@ -9,8 +9,8 @@ interface Column {
 
 const estimated = ({ mean, low, high }: Estimate, digits: number) =>
   `${mean.toFixed(digits)} [${low.toFixed(digits)}, ${high.toFixed(digits)}]`;
-const signed = ({ mean, low, high }: Estimate) => {
-  const shown = [mean, low, high].map((value) => `${value >= 0 ? '+' : ''}${value.toFixed(1)}`);
+const signed = ({ mean, low, high }: Estimate, digits = 1) => {
+  const shown = [mean, low, high].map((value) => `${value >= 0 ? '+' : ''}${value.toFixed(digits)}`);
   return `${shown[0]} [${shown[1]}, ${shown[2]}]`;
 };
 
@@ -25,6 +25,7 @@ const COLUMNS: readonly Column[] = [
   { head: 'paper', cell: ({ paper }) => paper.parameters },
   { head: 'CE', cell: ({ ce }) => estimated(ce, 3) },
   { head: 'paper', cell: ({ paper }) => paper.ce?.toFixed(2) },
+  { head: 'CE, of its chunks', cell: ({ ofChunks }) => ofChunks && signed(ofChunks, 3) },
   { head: 'EM %', cell: ({ em }) => estimated(em, 1) },
   { head: 'paper', cell: ({ paper }) => paper.em?.toFixed(2) },
   { head: 'ES %', cell: ({ es }) => estimated(es, 1) },
@@ -52,7 +53,7 @@ export function tableOf({ rows, differs }: AblationResults): string {
 
 CE in nats a token; EM and ES by the paper's definition. In brackets: 95 % intervals by the bootstrap over samples.
 "Gained" is the difference to the row without context, sample by sample. "Still right": exact matches without context
-that are exact matches with it.
+that are exact matches with it. "Of its chunks": how much higher CE is with the soft tokens of another sample's chunks.
 
 What differs from the paper:
 ${compared}

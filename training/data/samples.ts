@@ -10,7 +10,8 @@ import type { Tokenizer } from '../../services/lib/text/tokenizer.ts';
 import type { Sample } from '../step/rows.ts';
 import type { EmbeddedSample } from '../step/trainer.ts';
 import type { Embeddings } from './embeddings.ts';
-import type { DataRow } from './rows.ts';
+import type { DataRow, DataSet } from './rows.ts';
+import { atTokenBoundaries } from './token-boundary.ts';
 
 interface SampleSettings {
   /** The most chunks of a prompt. */
@@ -40,6 +41,11 @@ export class SampleMaker {
     this.#builder = new PromptBuilder(tokenizer, this.format);
     this.#settings = settings;
     this.#unnamedFile = this.format.repository === undefined ? 0 : 1 + tokenizer.encode('\n').length;
+  }
+
+  /** A data set as this model reads it: where it cannot fill in the middle, gaps begin between two of its tokens. */
+  read(data: DataSet): DataSet {
+    return this.format.frame === undefined ? atTokenBoundaries(data, this.#tokenizer) : data;
   }
 
   /** The chunks of a row that become soft tokens. */

@@ -5,6 +5,7 @@ import { ChunkIndex, type SourceFile } from './crossfile.ts';
 import { unwantedText } from './file-filter.ts';
 import { type Block, candidateBlocks, drawHole, type Hole, holeAt } from './holes.ts';
 import { isLicenceFile, licenceOf } from './licences.ts';
+import { neededNames } from './needed-names.ts';
 import { RandomStream } from './random.ts';
 import type { OpenRepository, Repository } from './repositories.ts';
 import { type SampleRow, sampleRow } from './sample-row.ts';
@@ -81,6 +82,10 @@ export class Sampler {
         }
         const mark = this.#options.language === 'python' ? '#' : '//';
         const row = sampleRow(candidate.split, { repository: name, file, hole }, found, mark);
+        if (this.#options.needsChunks && neededNames(row).length === 0) {
+          countOne(counts.leftOut.holes, 'no_needed_name');
+          continue;
+        }
         rows.push({ order, row, bestScore: found[0]!.score });
       }
     }

@@ -34,6 +34,8 @@ export interface DatasetOptions {
   /** Chunks of a sample: a hole for which fewer are found is left out. */
   readonly chunks: number;
   readonly retriever: DatasetRetriever;
+  /** Whether a hole is left out whose chunks have no name that it needs; see needed-names.ts. All are kept at false. */
+  readonly needsChunks?: boolean;
   readonly seed: number;
   /** Samples after which a shard ends, when its last repository does. */
   readonly shardSamples: number;

@@ -20,7 +20,9 @@ type HoleReason =
   /** The file ends before the hole does, or the hole is too long. */
   | 'does_not_fit'
   /** Other files give fewer chunks than --chunks. */
-  | 'few_chunks';
+  | 'few_chunks'
+  /** The code around it has all of its names that its chunks have; with --needs-chunks. */
+  | 'no_needed_name';
 
 interface SplitCounts {
   repositories: number;

@@ -80,9 +80,9 @@ export async function evaluate(
     throw new ServingError('config_invalid', `--llm ${options.llm}: ${spec.architecture} is not a decoder: name one`);
   }
   const { chunks, softPerChunk, promptTokens, targetTokens, textTokens, rolloutTokens, threads } = options;
-  const data = await readDataSet(options.data, 'valid');
   const tokenizer = await loadTokenizer(llm.tokenizerDir);
   const samples = new SampleMaker(tokenizer, spec.eosIds, options);
+  const data = samples.read(await readDataSet(options.data, 'valid'));
   const maxPositions = promptTokens + textTokens + Math.max(targetTokens, rolloutTokens);
   assertRoomToJudge(options, spec);
   const formats = formatsOf(options.frozen);
@@ -102,8 +102,12 @@ export async function evaluate(
         const done = kept.made.length;
         onProgress(`judging ${done + 1} of ${data.rows.length}`);
         const questions: Question[] = [];
-        for (const row of data.rows.slice(done, done + TOGETHER)) {
-          questions.push(await questionOf(options.arm, row, samples, soft, signal));
+        for (let i = done; i < Math.min(done + TOGETHER, data.rows.length); i++) {
+          questions.push(
+            soft
+              ? await softQuestion(data.rows, i, samples, soft, signal)
+              : questionOf(options.arm, data.rows[i]!, samples),
+          );
         }
         await kept.add(await judge.judge(questions, signal));
       }
@@ -128,16 +132,30 @@ export function assertRoomToJudge(
 
 const NO_SOFT = new Float32Array(0);
 
-async function questionOf(
-  arm: Arm,
-  row: DataRow,
+const questionOf = (arm: Arm, row: DataRow, samples: SampleMaker): Question => ({
+  sample: arm === 'text' ? samples.withText(row) : samples.without(row),
+  soft: NO_SOFT,
+  target: row.target,
+});
+
+/**
+ * A sample with the soft tokens of its chunks, and as a control with those of the sample that is half of the data set
+ * away: mostly of another repository, since a data set has one after the other.
+ */
+async function softQuestion(
+  rows: readonly DataRow[],
+  index: number,
   samples: SampleMaker,
-  soft: Soft | undefined,
+  soft: Soft,
   signal: AbortSignal,
 ): Promise<Question> {
-  const { target } = row;
-  if (soft) return { ...(await soft.sampleOf(row, samples, signal)), target };
-  return { sample: arm === 'text' ? samples.withText(row) : samples.without(row), soft: NO_SOFT, target };
+  const row = rows[index]!;
+  const { name, left, right, target } = row;
+  const own = await soft.sampleOf(row, samples, signal);
+  const other = rows[(index + Math.ceil(rows.length / 2)) % rows.length]!;
+  if (other === row) return { ...own, target };
+  const control = await soft.sampleOf({ name, left, right, target, chunks: other.chunks }, samples, signal);
+  return { ...own, target, control };
 }
 
 /** The encoder's embeddings and the projector that makes soft tokens of them. */

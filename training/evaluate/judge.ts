@@ -17,11 +17,15 @@ export interface Question {
   /** [soft, hidden]; empty where the prompt has none */
   readonly soft: Float32Array;
   readonly target: string;
+  /** The same gap with the soft tokens of another sample's chunks. */
+  readonly control?: Pick<Question, 'sample' | 'soft'>;
 }
 
 export interface Judgement {
   /** Mean over the target's tokens of -log p. */
   readonly ce: number;
+  /** The same of the control, where the question has one: what soft tokens give that say nothing of this sample. */
+  readonly controlCe?: number;
   /** The completion, cut to as many filled lines as the target has. */
   readonly text: string;
   /** By the paper's definition, of that text: 0 or 1, and from 0 to 1. */
@@ -77,12 +81,14 @@ export class Judge {
     const soft = questions.map(({ soft }) => soft);
     const written = await this.#rollouts.greedy(samples, soft, signal);
     const found: Judgement[] = [];
-    for (const [i, { target }] of questions.entries()) {
+    for (const [i, { target, control }] of questions.entries()) {
       const ce = await this.#model.ce(samples[i]!, soft[i]!, signal);
+      const controlCe = control && (await this.#model.ce(control.sample, control.soft, signal));
       const authors = authorsScores(tokenizer.decode(written[i]!.filter((id) => !stopIds.has(id))), target);
       const { exactMatch, editSimilarity } = paperScores(authors.text, target);
       found.push({
         ce,
+        ...(controlCe !== undefined && { controlCe }),
         text: authors.text,
         exactMatch,
         editSimilarity,

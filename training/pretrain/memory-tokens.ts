@@ -24,8 +24,13 @@ export interface MemoryToken {
   readonly steps: number;
 }
 
-/** Standard deviation of the values that a fit begins with; about that of a model's own embeddings of tokens. */
-const INITIAL_DEVIATION = 0.02;
+/** The random numbers that all fits begin with. */
+interface Beginning {
+  readonly seed: number;
+  /** Their standard deviation: that of the model's own embeddings of tokens. */
+  readonly scale: number;
+}
+
 /** Cross-entropy at which a fit ends: the mean probability of a token is 0.95, and greedy decoding recovers it. */
 const RECOVERED = 0.05;
 
@@ -42,10 +47,10 @@ export async function fitMemoryToken(
   model: Pick<ModelPass, 'run'>,
   hidden: number,
   { steps, learningRate }: MemorySettings,
-  seed: number,
+  { seed, scale }: Beginning,
   signal?: AbortSignal,
 ): Promise<MemoryToken> {
-  const vector = gaussians(seed, 0, sample.softPositions.length * hidden, INITIAL_DEVIATION);
+  const vector = gaussians(seed, 0, sample.softPositions.length * hidden, scale);
   const adam = new AdamW(new Map([['memory', vector]]));
   let best: MemoryToken | undefined;
   for (let made = 0; ; made++) {
@@ -83,12 +88,13 @@ export class MemoryTokens {
     model: ModelPass,
     hidden: number,
     settings: MemorySettings,
-    seed: number,
+    beginning: Beginning,
   ): Promise<MemoryTokens> {
     await makeFolder(dir);
-    const ofModel = contentKey(model.digest, settings, seed).slice(0, 16);
+    const ofModel = contentKey(model.digest, settings, beginning).slice(0, 16);
     const kept = await KeptLines.open(join(dir, `memory-${ofModel}.jsonl`), lineSchema);
-    const fit = (sample: Sample, signal?: AbortSignal) => fitMemoryToken(sample, model, hidden, settings, seed, signal);
+    const fit = (sample: Sample, signal?: AbortSignal) =>
+      fitMemoryToken(sample, model, hidden, settings, beginning, signal);
     return new MemoryTokens(kept, fit, hidden);
   }
 

@@ -17,7 +17,7 @@ import { Regression, type Wanted } from '../pretrain/regression.ts';
 import { PRETRAIN_PROMPT, type Pretraining } from '../pretrain/settings.ts';
 import type { SessionPlace } from '../step/graph-session.ts';
 import { type LossWeights, ModelPass, type ModelPlace } from '../step/pass.ts';
-import { TrainableProjector } from '../step/projector.ts';
+import { TrainableProjector, tableScale } from '../step/projector.ts';
 import type { Tensors } from '../step/tensors.ts';
 import { type EmbeddedSample, Trainer } from '../step/trainer.ts';
 import { NO_STANDING } from './best.ts';
@@ -166,7 +166,8 @@ async function memoryTokens(
 ): Promise<Wanted[]> {
   const { place, pretraining, options, shared, embeddings } = parts;
   const samples = recoveringSamples(parts);
-  const tokens = await MemoryTokens.open(shared, model, place.spec.hidden, pretraining.memory!, options.seed);
+  const beginning = { seed: options.seed, scale: await tableScale(place.spec, place.weights) };
+  const tokens = await MemoryTokens.open(shared, model, place.spec.hidden, pretraining.memory!, beginning);
   const wanted: Wanted[] = [];
   let ce = 0;
   for (let i = 0; i < chunks.count; i++) {

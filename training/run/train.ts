@@ -30,7 +30,7 @@ import { Judge } from '../evaluate/judge.ts';
 import { DistinctChunks } from '../pretrain/chunks.ts';
 import type { SessionPlace } from '../step/graph-session.ts';
 import { ModelPass, type ModelPlace, TeacherPass } from '../step/pass.ts';
-import { initialParameters, readParameters, TrainableProjector } from '../step/projector.ts';
+import { initialParameters, readParameters, TrainableProjector, tableScale } from '../step/projector.ts';
 import { Rollouts } from '../step/rollouts.ts';
 import type { Sample } from '../step/rows.ts';
 import { type Companions, type EmbeddedSample, Trainer } from '../step/trainer.ts';
@@ -61,11 +61,12 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
   await using cleanup = new Cleanup();
   const work = await ownFolder(asked.to, cleanup);
   const { llm, spec, encoder } = await openNetworks(asked, cleanup);
-  const data = await readDataSet(asked.data, 'train');
-  const options = { ...asked, ...fitted(asked, spec), steps: stepsOf(asked, data.rows.length) };
-  const held = options.validation === undefined ? undefined : await readDataSet(options.validation, 'valid');
   const tokenizer = await loadTokenizer(llm.tokenizerDir);
-  const samples = samplesOf(options, tokenizer, spec);
+  const samples = samplesOf(asked, tokenizer, spec);
+  const data = samples.read(await readDataSet(asked.data, 'train'));
+  const options = { ...asked, ...fitted(asked, spec), steps: stepsOf(asked, data.rows.length) };
+  const held =
+    options.validation === undefined ? undefined : samples.read(await readDataSet(options.validation, 'valid'));
 
   const device = await openTrainingDevice(options, cleanup, progress);
   const shared = await SharedWeights.create(join(work, 'weights.bin'));
@@ -83,7 +84,7 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
   const encoding = new EncodingAhead({ embeddings, samples, ...ofSteps }, (text) => progress.update(text));
   const widths = widthsOf(options.layers, embeddings.dim, spec.hidden);
   const shapes = projectorShapes({ widths });
-  const { initial, ...begun } = await beginning(options, widths);
+  const { initial, ...begun } = await beginning(options, widths, { spec, weights: llm.weights });
   const before = { options, place, projectorPlace, widths, shapes, initial, tokenizer, samples, embeddings, data };
   const stage = await stageBefore(before, encoding, progress, signal);
   if (stage && options.pretrainOnly) return stage.report;
@@ -127,8 +128,12 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
 }
 
 /** The parameters that a run begins with, and their digest where they are of a projector that was named. */
-async function beginning({ from, seed }: TrainOptions, widths: readonly number[]) {
-  if (from === undefined) return { initial: initialParameters({ widths }, seed) };
+async function beginning(
+  { from, seed }: TrainOptions,
+  widths: readonly number[],
+  { spec, weights }: Pick<ModelPlace, 'spec' | 'weights'>,
+) {
+  if (from === undefined) return { initial: initialParameters({ widths }, await tableScale(spec, weights), seed) };
   const { parameters, digest } = await readParameters(from, { widths });
   return { initial: parameters, from: digest };
 }

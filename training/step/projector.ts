@@ -5,6 +5,8 @@
 import { createHash } from 'node:crypto';
 import { isDeepStrictEqual } from 'node:util';
 import type { OrtSession, Tensor } from '../../services/lib/engine/ort.ts';
+import { expectTensor, type TensorSource } from '../../services/lib/model/checkpoint/checkpoint.ts';
+import type { DecoderSpec } from '../../services/lib/model/checkpoint/spec.ts';
 import {
   openProjector,
   type ProjectorSpec,
@@ -17,29 +19,46 @@ import {
   buildProjectorTraining,
   buildTrainableProjector,
 } from '../../services/lib/model/graph/projector-training.ts';
+import { tensorPrefix } from '../../services/lib/model/graph/transformer.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { gaussians } from './gaussians.ts';
 import { openGraph, type SessionPlace } from './graph-session.ts';
 import { float32, type Tensors } from './tensors.ts';
 
-/** Standard deviation of a new projector's matrices, as the authors' code draws them. */
+/** Standard deviation of a new projector's matrices before the last, as the authors' code draws them. */
 const INITIAL_DEVIATION = 0.02;
 
 /**
  * The parameters of a new projector: matrices of normal random numbers, biases of 0, norms that scale by 1. The same
  * seed gives the same bits.
+ *
+ * The last layer reads what a norm gives, of root mean square 1, in `width` values. With numbers of the deviation
+ * scale / √width its output has the root mean square `scale`: soft tokens begin as long as the language model's own
+ * embeddings. The authors' 0.02 makes them five times as long for SmolLM2-135M.
+ * @param scale root mean square of the values of a soft token; see {@link tableScale}
  */
-export function initialParameters(spec: ProjectorSpec, seed: number): Tensors {
+export function initialParameters(spec: ProjectorSpec, scale: number, seed: number): Tensors {
   const parameters = new Map<string, Float32Array>();
+  const last = `linear_${spec.widths.length - 1}.weight`;
+  const ofLast = scale / Math.sqrt(spec.widths.at(-2)!);
   let drawn = 0;
   for (const [name, shape] of projectorShapes(spec)) {
     const count = shape.reduce((product, size) => product * size, 1);
     if (/^linear_\d+\.weight$/.test(name)) {
-      parameters.set(name, gaussians(seed, drawn, count, INITIAL_DEVIATION));
+      parameters.set(name, gaussians(seed, drawn, count, name === last ? ofLast : INITIAL_DEVIATION));
       drawn += count;
     } else parameters.set(name, new Float32Array(count).fill(/^ln_\d+\.weight$/.test(name) ? 1 : 0));
   }
   return parameters;
+}
+
+/**
+ * Root mean square of the values in a language model's table of embeddings.
+ * @throws ServingError checkpoint_invalid
+ */
+export async function tableScale({ vocab, hidden }: DecoderSpec, weights: TensorSource): Promise<number> {
+  const table = await expectTensor(weights, `${tensorPrefix(weights)}embed_tokens.weight`, [vocab, hidden])();
+  return Math.sqrt(table.reduce((sum, value) => sum + value * value, 0) / table.length);
 }
 
 /**

@@ -2,7 +2,7 @@
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect, it } from 'vitest';
-import { ladderChart, ladderTable, rungsBeside, rungsOf } from '../../../bench/quality/ladder.ts';
+import { ladderCharts, ladderTable, rungsBeside, rungsOf } from '../../../bench/quality/ladder.ts';
 import { QUALITY } from '../../../bench/quality/report.ts';
 import type { QualityResult } from '../../../bench/quality/result.ts';
 import { temporaryFolder } from '../../support/models.ts';
@@ -15,8 +15,8 @@ async function artifact(name: string, result: Partial<QualityResult>, bench = 'e
   await writeFile(path, JSON.stringify({ format: 1, bench, result: { ...own, ...result } }));
   return path;
 }
-const seriesOf = (result: QualityResult) =>
-  ladderChart(result).option.series as { name: string; type: string; data: [number, number][] }[];
+const seriesOf = (result: QualityResult, chart = 0) =>
+  ladderCharts(result)[chart]!.option.series as { name: string; type: string; data: [number, number][] }[];
 
 it('a run alone has a point and an interval for each arm, and no table of a ladder', () => {
   expect(ladderTable(own)).toBeUndefined();
@@ -31,6 +31,10 @@ it('a run alone has a point and an interval for each arm, and no table of a ladd
     100 * scores.editSimilarity.low,
     100 * scores.editSimilarity.high,
   ]);
+  const { ce } = own.figures[2]!;
+  const [ofCe, ceInterval] = seriesOf(own, 1).slice(4);
+  expect(ofCe!.data).toEqual([[ttft.median, ce.mean]]);
+  expect(ceInterval!.data.map(([, value]) => value)).toEqual([ce.low, ce.high]);
 });
 
 it('rungs of earlier runs stand beside, each once, with a name of its own and what it recovers in its own run', async () => {

@@ -41,6 +41,19 @@ describe('the prompts of an evaluation', () => {
     ]);
   });
 
+  it('the gap of a model that cannot fill in the middle begins between two of its tokens', () => {
+    const gap = { left: 'def f(x):\n        ', target: 'return x' };
+    const ids = (text: string) => tokenizer.encode(text, 'as text', 'within');
+    expect(new EvaluationPrompts(tokenizer, SETTINGS).gap(gap)).toEqual(gap);
+    vi.spyOn(tokenizer, 'idOf').mockReturnValue(undefined);
+    const prompts = new EvaluationPrompts(tokenizer, SETTINGS);
+    vi.restoreAllMocks();
+    const { left, target } = prompts.gap(gap);
+    expect(left + target).toBe(gap.left + gap.target);
+    expect([...ids(left), ...ids(target)]).toEqual(ids(gap.left + gap.target));
+    expect(ids(gap.left)).not.toEqual(ids(left));
+  });
+
   it.each(['psm', 'spm'] as const)('rewritten context stands where the server puts text, in the order %s', (order) => {
     const prompts = new EvaluationPrompts(tokenizer, { ...SETTINGS, promptOrder: order });
     const builder = new PromptBuilder(tokenizer, format, order);

@@ -87,7 +87,7 @@ describe('the report', () => {
     expect(markdown).toContain('Answers that lacked context: 1 × over_budget in text');
     expect(markdown).toContain('Gate: compressed is better than off');
     expect(markdown).not.toContain('As Table 12');
-    expect(charts.map(({ name }) => name)).toEqual(['quality', 'quality-ttft']);
+    expect(charts.map(({ name }) => name)).toEqual(['quality', 'quality-ttft', 'quality-ttft-ce']);
     expect(QUALITY.headline(qualityResult())).toMatch(/^off ES 62\.5, text ES/);
   });
 

@@ -57,7 +57,7 @@ describe('table 1', { timeout: TIMEOUT_MS }, () => {
   test('every row has figures with intervals, beside those of the paper', async () => {
     results = await ablate(LOSS_ROWS, whole, silent(), never);
     expect(results.rows.map(({ id }) => id)).toEqual(ids);
-    for (const { id, ce, em, es, paper, parameters, gain } of results.rows) {
+    for (const { id, ce, em, es, paper, parameters, gain, ofChunks } of results.rows) {
       for (const { mean, low, high } of [ce, em, es]) {
         expect(low).toBeLessThanOrEqual(mean);
         expect(mean).toBeLessThanOrEqual(high);
@@ -67,6 +67,7 @@ describe('table 1', { timeout: TIMEOUT_MS }, () => {
       // 2 layers from 64 to 64 with a norm between them.
       expect(parameters).toBe(id === 'none' || id === 'text' ? undefined : 2 * (64 * 64 + 64) + 2 * 64);
       expect(gain === undefined).toBe(id === 'none');
+      expect(ofChunks === undefined).toBe(id === 'none' || id === 'text');
     }
     // Each set of weights leads to another projector, which is judged otherwise.
     expect(new Set(results.rows.map(({ ce }) => ce.mean)).size).toBe(ids.length);
@@ -76,7 +77,9 @@ describe('table 1', { timeout: TIMEOUT_MS }, () => {
   test('its table has a line for each row, and says what differs from the paper', () => {
     const text = tableOf(results);
     const lines = text.split('\n');
-    expect(lines[0]).toMatch(/CE, R, A, KL.*Parameters.*CE .*paper.*EM %.*paper.*ES %.*paper.*EM gained/);
+    expect(lines[0]).toMatch(
+      /CE, R, A, KL.*Parameters.*CE .*paper.*CE, of its chunks.*EM %.*paper.*ES %.*paper.*EM gained/,
+    );
     expect(lines.filter((line) => line.startsWith('|'))).toHaveLength(ids.length + 2);
     expect(lines.find((line) => line.includes('xRAG'))).toMatch(/1, 0, 0, 2.*8,448.*0\.84.*44\.00.*65\.50/);
     expect(text).toContain('- steps of the optimiser: 3; the paper: about 6600');

@@ -9,6 +9,7 @@ import { beforeAll, describe, expect, test } from 'vitest';
 import { PACKAGE_ROOT } from '../../../services/lib/process/package-root.ts';
 import type { Split } from '../../../training/data/manifest.ts';
 import { buildDataset } from '../../../training/dataset/build.ts';
+import { neededNames } from '../../../training/dataset/needed-names.ts';
 import type { SampleRow } from '../../../training/dataset/sample-row.ts';
 import type { DatasetOptions } from '../../../training/dataset/settings.ts';
 import { lockRun } from '../../../training/run/lock.ts';
@@ -123,6 +124,23 @@ describe('a data set', () => {
     );
     expect(text.split('\n').every((line) => line === '' || line.startsWith('# '))).toBe(true);
     expect(updates.at(-1)).toMatch(/^8 of 8 repositories, \d+ samples, [\d.]+ a second, 0 s left$/);
+  });
+
+  test('with needsChunks there are the samples of the same holes that need a name of another file', {
+    timeout: TIMEOUT_MS,
+  }, async () => {
+    const { statistics, splits } = await build('needing', { needsChunks: true });
+    let [kept, whole] = [0, 0];
+    for (const split of ['train', 'valid'] as const) {
+      const all = await rowsOf('plain', split);
+      const wanted = all.filter((row) => neededNames(row).length > 0);
+      expect(splits[split].samples).toBe(wanted.length);
+      if (wanted.length > 0) expect(await rowsOf('needing', split)).toEqual(wanted);
+      [kept, whole] = [kept + wanted.length, whole + all.length];
+    }
+    expect(kept).toBeGreaterThan(0);
+    expect(kept).toBeLessThan(whole);
+    expect(statistics).toMatchObject({ leftOut: { holes: { no_needed_name: expect.any(Number) } } });
   });
 
   test('the chunks of a sample are the best by Jaccard, as counted by comparing all', {

@@ -61,6 +61,9 @@ describe('an evaluation', { timeout: 120_000 }, () => {
       }
       expect(judgements.some(({ editSimilarity }) => editSimilarity > 0.1)).toBe(true);
       ces.add(judgements[0]!.ce);
+      // Soft tokens of other chunks give another cross-entropy.
+      const controls = judgements.filter(({ ce, controlCe }) => controlCe !== undefined && controlCe !== ce);
+      expect(controls).toHaveLength(arm === 'compressed' ? ROWS : 0);
     }
     expect(ces.size).toBe(ARMS.length);
   });

@@ -54,7 +54,7 @@ describe('steps', () => {
   });
   const open = async () => {
     const place = { folder, threads: 1 };
-    const projector = await TrainableProjector.load({ widths }, initialParameters({ widths }, 3), 'mse', place);
+    const projector = await TrainableProjector.load({ widths }, initialParameters({ widths }, 0.5, 3), 'mse', place);
     opened.push(projector);
     return projector;
   };

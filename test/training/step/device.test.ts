@@ -41,7 +41,7 @@ async function gradientsOn(device: Device | undefined) {
   if (!isDecoder(spec)) throw new Error('the model of devices is a decoder');
   const place: ModelPlace = { folder, threads: 2, spec, weights, layers: 'fp32', maxPositions: 64, device };
   const projectorSpec = { widths: [DIM, spec.hidden, spec.hidden] };
-  const parameters = initialParameters(projectorSpec, 3);
+  const parameters = initialParameters(projectorSpec, 0.02, 3);
   const projector = await TrainableProjector.load(projectorSpec, parameters, 'frobenius', place);
   const model = await ModelPass.load(place, WEIGHTS);
   const rollouts = await Rollouts.load(place, { slots: 2, tokens: 4, stopIds: new Set() });
