@@ -86,7 +86,15 @@ export async function runSoak(model: BenchModel, options: SoakRunOptions): Promi
   const prompts = await PromptMaker.load(options.repo, options.path, model.tokenizer);
   const hostile = hostileTenants(hostileTokens);
   const tenants = [owner(), ...(honestOnly ? [] : hostile)];
-  const fleet = await Fleet.start({ bundle, store, data, workers: 2, tenants, speculation, prefillSlots: PREFILL_SLOTS });
+  const fleet = await Fleet.start({
+    bundle,
+    store,
+    data,
+    workers: 2,
+    tenants,
+    speculation,
+    prefillSlots: PREFILL_SLOTS,
+  });
   try {
     const references = await makeReferences(fleet, prompts, REFERENCES);
     const mix = await makeMix(fleet, options.path, references);

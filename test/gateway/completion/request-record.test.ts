@@ -63,7 +63,13 @@ test.each(['invalid_api_key', 'api_key_expired'] as const)(
 );
 
 test('a chat counts as the operation chat', async () => {
-  const record = new RequestRecord({ id: 'req-1', headers: {}, method: 'POST', route: '/v1/chat/completions', operation: 'chat' });
+  const record = new RequestRecord({
+    id: 'req-1',
+    headers: {},
+    method: 'POST',
+    route: '/v1/chat/completions',
+    operation: 'chat',
+  });
   record.asksFor('tiny');
   record.timeline.mark('received', 1000);
   record.end(keepingLog([]), 200);
