@@ -31,6 +31,8 @@ const ROLES: Readonly<Record<Case, readonly string[]>> = {
   cuda12: ['gateway', 'prefill', 'decode', 'indexer'],
   candidate: ['gateway', 'prefill', 'decode', 'indexer', 'prefill', 'decode', 'indexer'],
 };
+/** Flags of the folders that a service writes to. */
+const WRITTEN: ReadonlySet<string> = new Set(['prepacked', 'kvDiskDir']);
 /** What a pod is called: its role, with a word before it where it serves the candidate of a rollout. */
 const componentOf = ({ role, candidate }: Pick<ServicePod, 'role' | 'candidate'>) =>
   candidate ? `candidate-${role}` : role;
@@ -137,7 +139,7 @@ describe('what the pods run', () => {
       for (const [flag, path] of paths) {
         const mount = container.volumeMounts.find(({ mountPath }) => `${path}/`.startsWith(`${mountPath}/`));
         expect(mount, `${role} ${flagName(flag)} ${path}`).toBeDefined();
-        expect(mount!.readOnly ?? false, flag).toBe(flag !== 'prepacked');
+        expect(mount!.readOnly ?? false, flag).toBe(!WRITTEN.has(flag));
         const { secret } = volumes.get(mount!.name)!;
         const isSecret = /^(rpc|tls|apiKeys|metricsToken)/.test(flag);
         expect(secret !== undefined, flag).toBe(isSecret);

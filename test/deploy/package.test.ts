@@ -115,11 +115,15 @@ test('every package that is installed with it runs on the oldest Node that it sa
   const { packages } = JSON.parse(await readFile(join(PACKAGE_ROOT, 'package-lock.json'), 'utf8')) as {
     packages: Record<string, { dev?: boolean; engines?: { node?: string } }>;
   };
-  const tooNew = Object.entries(packages).filter(([, { dev, engines }]) => {
-    const least = [...(engines?.node ?? '').matchAll(/(?:>=|\^)\s*(\d+)/g)].map((match) => Number(match[1]));
-    return !dev && least.length > 0 && Math.min(...least) > Number(oldest);
-  });
-  expect(tooNew.map(([path]) => path)).toEqual([]);
+  const runsOnOldest = (range: string) =>
+    range.split('||').some((part) => {
+      const [, sign, major] = /^\s*(>=|>|\^|)\s*v?(\d+)/.exec(part) ?? [part, '>=', '0']; // such as '*'
+      return sign?.startsWith('>') ? Number(major) <= Number(oldest) : major === oldest;
+    });
+  const tooNew = Object.entries(packages).filter(
+    ([, { dev, engines }]) => !dev && engines?.node !== undefined && !runsOnOldest(engines.node),
+  );
+  expect(tooNew.map(([path, { engines }]) => `${path}: ${engines?.node}`)).toEqual([]);
 });
 
 describe('an installed llavacode, in a folder that is not the repository', () => {
