@@ -36,7 +36,8 @@ export function errorBody(error: ServingError, requestId: string, tellsInside: b
   const { http } = error.kind;
   const type = http === 429 ? 'rate_limit_error' : http < 500 ? 'invalid_request_error' : 'server_error';
   const what = tellsInside ? insideMessage(error, requestId) : outsideMessage(error, requestId);
-  const message = `${what.replace(/\.$/, '')}. ${remedyAfter(what, error.code, tellsInside ? error.remedy : undefined)}`.trimEnd();
+  const message =
+    `${what.replace(/\.$/, '')}. ${remedyAfter(what, error.code, tellsInside ? error.remedy : undefined)}`.trimEnd();
   return { error: { message, type, param: error.param ?? null, code: error.code } };
 }
 
