@@ -129,8 +129,8 @@ async function timed(scene: Scene): Promise<string> {
 }
 
 /**
- * The rise of p99 over all rounds, and its 95 % interval by a bootstrap over rounds, since requests of one round are not
- * independent.
+ * The rise of p99 over all rounds, and its 95 % interval by a bootstrap over rounds, since requests of one round are
+ * not independent.
  * @returns what was found, in words.
  * @throws ServingError internal if p99 has certainly risen by more than {@link MOST}.
  */
