@@ -36,8 +36,11 @@ export interface ObservabilityResult {
   readonly promptTokens: number;
   readonly outputTokens: number;
   readonly pairs: readonly ObservedPair[];
-  /** Of the gateway, and of all workers of a role together. It covers the counted pairs and the scrapes meanwhile. */
-  readonly cpu: readonly CpuOfRole[];
+  /**
+   * Of the gateway, and of all workers of a role together. It covers the counted pairs and the scrapes meanwhile.
+   * Artifacts that were made before 2026-11-30 have none.
+   */
+  readonly cpu?: readonly CpuOfRole[];
   readonly spansPerRequest: number;
   /** A completion whose decode worker was killed while it ran. */
   readonly trace: readonly ReceivedSpan[];

@@ -4,7 +4,7 @@ import { axes, type Chart, COLOURS } from '../report/chart.ts';
 import { figure, percent, table } from '../report/markdown.ts';
 import type { Bench, Report } from '../report/report.ts';
 import type { ReceivedSpan } from './collector.ts';
-import type { ObservabilityResult, ObservedPair } from './measure.ts';
+import type { CpuOfRole, ObservabilityResult, ObservedPair } from './measure.ts';
 
 /** The goal of the project: share of TTFT. */
 const GOAL = 0.01;
@@ -35,7 +35,7 @@ function reportObservability({
   promptTokens,
   outputTokens,
   spansPerRequest,
-  cpu,
+  cpu = [],
   trace,
 }: ObservabilityResult): Report {
   const tpots = pairs.flatMap(({ onTpotMs, offTpotMs }) =>
@@ -72,15 +72,18 @@ function reportObservability({
           ),
         ],
       ),
-      table(
-        ['CPU ms per request', 'on', 'off', 'difference'],
-        cpu.map(({ role, onMs, offMs }) => [role, figure(onMs), figure(offMs), figure(onMs - offMs)]),
-      ),
+      ...cpuOf(cpu),
       `- Traces and scrapes cost at most ${percent(GOAL)} of TTFT: ${verdict(pairs)}`,
       'One completion whose decode worker was killed while it ran, as its trace shows it:',
     ].join('\n\n'),
     charts: trace.length === 0 ? [] : [waterfall(trace)],
   };
+}
+
+function cpuOf(cpu: readonly CpuOfRole[]): string[] {
+  if (cpu.length === 0) return [];
+  const rows = cpu.map(({ role, onMs, offMs }) => [role, figure(onMs), figure(offMs), figure(onMs - offMs)]);
+  return [table(['CPU ms per request', 'on', 'off', 'difference'], rows)];
 }
 
 /** A median says nothing as long as its interval is wider than the goal. */

@@ -45,7 +45,7 @@ interface Rule {
  * Where the runbook is: a path in this repository, until whoever installs the rules puts the address in its place under
  * which their people read it (deploy/observability/README.md, and `prometheusRule.runbookUrl` of the chart).
  */
-export const RUNBOOK = 'deploy/observability/RUNBOOK.md';
+const RUNBOOK = 'deploy/observability/RUNBOOK.md';
 /** `#llavacodestorecircuitopen`: the anchor that a heading of the alert's name has. */
 const runbook = (alert: string) => `${RUNBOOK}#${alert.toLowerCase()}`;
 

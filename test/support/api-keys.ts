@@ -16,7 +16,10 @@ export const keyEntry = (key: string, tenant: string, fields: object = {}) => ({
   ...fields,
 });
 
-/** Writes the file, which goes when the test ends, and loads it. @param nowMs the time of day, if the test sets it. */
+/**
+ * Writes the file, which is gone when the test ends, and loads it.
+ * @param nowMs the time of day, where the test sets it.
+ */
 export async function keysOf(entries: readonly object[], nowMs?: () => number): Promise<FileKeys> {
   const dir = await mkdtemp(join(tmpdir(), 'llavacode-keys-'));
   onTestFinished(() => rm(dir, { recursive: true, force: true }));

@@ -1,7 +1,7 @@
 import { describe, expect, test } from 'vitest';
 import { type Round, verdict } from '../../../bench/drills/reembedding.ts';
 
-/** Ten rounds of 100 requests of 10 to 20 ms; in so many of them those beside the encoding take `times` as long. */
+/** Ten rounds of a hundred requests, in `slower` of which those beside the encoding take `times` as long. */
 const rounds = (times: number, slower = 10): Round[] =>
   Array.from({ length: 10 }, (_, round) => {
     const calmMs = Array.from({ length: 100 }, (_, i) => 10 + ((7 * i) % 101) / 10);
