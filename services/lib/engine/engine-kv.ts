@@ -4,6 +4,7 @@
  */
 import { CpuKvStore } from '../kv/cpu-store.ts';
 import type { KvStore } from '../kv/store.ts';
+import { presentOfRow } from '../model/graph/row-graph.ts';
 import { type Binding, OrtValue } from './ort.ts';
 
 export interface EngineKv extends KvStore {
@@ -32,7 +33,8 @@ export class CpuEngineKv extends CpuKvStore implements EngineKv {
 
   warmUp(): void {}
 
-  bind(binding: Binding, first: number, n: number): () => void {
+  /** @param rows of a verify run on one slot: the outputs of all of them lie at the same address (row-graph.ts). */
+  bind(binding: Binding, first: number, n: number, rows = 1): () => void {
     const { kvHeads, headDim } = this.layout;
     const dims = [n, kvHeads, this.capacity, headDim];
     const slotElements = kvHeads * this.capacity * headDim;
@@ -42,7 +44,8 @@ export class CpuEngineKv extends CpuKvStore implements EngineKv {
         const data = layer[part].subarray(first * slotElements, (first + n) * slotElements);
         const value = new OrtValue({ type: this.floats, dims, data });
         values.push(value);
-        binding.input(`past.${i}.${part}`, value).output(`present.${i}.${part}`, value);
+        binding.input(`past.${i}.${part}`, value);
+        for (let row = 0; row < rows; row++) binding.output(presentOfRow(`present.${i}.${part}`, row, rows), value);
       }
     }
     return () => {

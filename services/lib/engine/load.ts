@@ -44,6 +44,8 @@ import { assertStepsRight } from './step-check.ts';
 export type EngineConfig = ConfigOf<typeof ENGINE_SETTINGS> & {
   /** Tokens of a prompt's chunk, for workers that compute prompts. */
   readonly prefillChunkTokens?: number;
+  /** For workers that decode: whether to have verify runs, where this machine can give them; off when not given. */
+  readonly speculation?: 'auto' | 'off';
 };
 
 /** What a worker computes. Prompts may have weights of their own, and a device lays slots out by it. */
@@ -194,6 +196,7 @@ class EngineLoader {
       const check = device.kind === 'cpu' ? undefined : await this.#check(engine.session, device);
       const warm = warmUp(engine.session, check !== undefined);
       await (device.kind === 'cpu' ? warm : device.health.unlessLost(warm));
+      if (this.#config.speculation === 'auto' && this.#work !== 'prefill') await this.#openVerifier(engine.session, kept);
       return { engine, device, check };
     } catch (error) {
       // Freeing would wait for a run that hangs.
@@ -248,6 +251,21 @@ class EngineLoader {
       await device.dispose();
     };
     return { session, dispose };
+  }
+
+  /** Without verify runs a worker decodes one token after the other: that is no reason not to start. */
+  async #openVerifier(session: DecoderSession, prepacked: SessionOptions['prepacked']): Promise<void> {
+    const { threads, spin } = this.#config;
+    const startMs = performance.now();
+    const why = await session.openVerifier(this.#bundle.llm, { threads, spin, prepacked });
+    const { verifier } = session;
+    if (verifier === undefined) {
+      this.#log.warn({ why }, '--speculation auto has no effect: tokens are decoded one at a time');
+      return;
+    }
+    const round = (rows: number) => [rows, Math.round(verifier.costMs(rows) * 10) / 10];
+    const ms = Object.fromEntries(verifier.rows.map(round));
+    this.#log.info({ ms, load_ms: Math.round(performance.now() - startMs) }, 'verify runs are ready');
   }
 
   /** @throws ServingError provider_unavailable or out_of_memory for a device that does not compute right. */

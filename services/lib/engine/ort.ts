@@ -5,6 +5,8 @@
  *
  * Bound memory is kept alive here: a {@link Binding} references its values.
  */
+import { readFile } from 'node:fs/promises';
+import { dirname } from 'node:path';
 import type { Graph } from '../model/graph/graph.ts';
 import { encodeModel } from '../model/graph/onnx.ts';
 import { ServingError } from '../process/errors.ts';
@@ -225,10 +227,30 @@ export class OrtSession {
     return OrtSession.#open(encodeModel(graph), options);
   }
 
-  static async #open(model: string | Uint8Array, options: SessionOptions): Promise<OrtSession> {
+  /**
+   * Loads a graph in another structure, on the CPU. Its weights are those of `path` in their prepacked form: the
+   * sessions that read them share one copy.
+   * @param rewrite of the ONNX file; it may not change weights.
+   * @throws ServingError runtime_failed for a broken graph, or where there are no prepacked weights to share.
+   */
+  static async rewritten(
+    path: string,
+    rewrite: (model: Uint8Array) => Uint8Array,
+    options: SessionOptions,
+  ): Promise<OrtSession> {
+    const graph = options.prepacked ? await prepackedGraph(path, options.prepacked) : path;
+    if (graph === path) {
+      throw new ServingError('runtime_failed', 'a second session would copy the weights: it needs --prepacked');
+    }
+    return OrtSession.#open(rewrite(await readFile(graph)), options, dirname(graph));
+  }
+
+  /** @param weights the folder of the weights of a graph that is given as bytes. */
+  static async #open(model: string | Uint8Array, options: SessionOptions, weights?: string): Promise<OrtSession> {
     const { device = CPU } = options;
     return device.lane.run(async () => {
       using settings = new SessionSettings(options);
+      if (weights !== undefined) settings.set('session.model_external_initializers_file_folder_path', weights);
       return new OrtSession(await settings.open(model), device);
     });
   }

@@ -12,8 +12,10 @@ import type { SoftTokens } from '../request/token-prompt.ts';
 import { CPU, type Device } from './device.ts';
 import type { DeviceHealth } from './device-health.ts';
 import type { DeviceInputs } from './device-inputs.ts';
-import type { EngineKv } from './engine-kv.ts';
+import { CpuEngineKv, type EngineKv } from './engine-kv.ts';
 import { type Binding, NEVER, OrtSession, OrtValue, type SessionOptions } from './ort.ts';
+import { openRows, type RowSet } from './row-runs.ts';
+import { RunCosts } from './run-costs.ts';
 import { StagingSlot } from './staging-slot.ts';
 import { TokenPicker } from './token-picker.ts';
 
@@ -70,6 +72,24 @@ export interface DecoderOptions extends SessionOptions {
   readonly decodes?: boolean;
 }
 
+/** Runs of several tokens of one sequence, which give what as many steps of it alone give, bit for bit. */
+export interface Verifier {
+  /** Tokens of the runs that there are, ascending; 1 stands for a step. */
+  readonly rows: readonly number[];
+  /** Time that a run of so many tokens takes, in ms. */
+  costMs(rows: number): number;
+  /**
+   * @param slot that holds positions [0, past). The run writes [past, past + rows); what follows a token that the
+   *   sequence does not take is written again by later runs, and read by none.
+   * @param ids `[rows]`, the newest token, which the KV does not hold yet, and what may follow it.
+   * @returns logits `[rows, vocab]`, those after each token; valid until the next run.
+   */
+  verify(slot: number, past: number, ids: Int32Array): Promise<Float32Array>;
+}
+
+/** Runs with which the time of each number of rows is measured at start; the quickest counts. */
+const TIMED_RUNS = 3;
+
 export class DecoderSession {
   readonly pool: KvPool<EngineKv>;
   readonly #session: OrtSession;
@@ -102,6 +122,8 @@ export class DecoderSession {
   /** The most that a recent long run took per token; 0 before there was one. */
   #msPerToken = 0;
   #closed = false;
+  readonly #costs = new RunCosts();
+  #rows: RowSet | undefined;
 
   private constructor(
     session: OrtSession,
@@ -167,6 +189,58 @@ export class DecoderSession {
   }
 
   /**
+   * Opens the verify runs of the same graph, and measures them. Slot 0 loses its content.
+   * @returns why there are none: undefined where there are.
+   */
+  async openVerifier(graph: string, options: SessionOptions): Promise<string | undefined> {
+    const { memory } = this.pool;
+    if (!(memory instanceof CpuEngineKv)) return 'verify runs are made for the CPU';
+    try {
+      this.#rows = await openRows(graph, this, memory, this.#shape, options);
+    } catch (error) {
+      return ServingError.from(error).message;
+    }
+    if (this.#rows === undefined) return 'this CPU computes several rows in another way than one';
+    const past = Math.min(64, this.pool.capacity / 2);
+    for (const rows of [1, ...this.#rows.keys()]) {
+      const ids = new Int32Array(rows);
+      const times: number[] = [];
+      for (let i = 0; i < TIMED_RUNS; i++) {
+        const startedMs = performance.now();
+        if (rows === 1) await this.step(ids, Int32Array.of(past));
+        else await this.verify(0, past, ids);
+        times.push(performance.now() - startedMs);
+      }
+      this.#costs.start(rows, Math.min(...times));
+    }
+    return undefined;
+  }
+
+  /** Undefined where there are no verify runs. */
+  get verifier(): Verifier | undefined {
+    return this.#rows && this;
+  }
+
+  /** See {@link Verifier}. */
+  get rows(): readonly number[] {
+    return this.#costs.rows;
+  }
+
+  /** See {@link Verifier}. */
+  costMs(rows: number): number {
+    return this.#costs.of(rows);
+  }
+
+  /** See {@link Verifier}. @throws ServingError context_length_exceeded, draining after {@link dispose}. */
+  async verify(slot: number, past: number, ids: Int32Array): Promise<Float32Array> {
+    this.#assertOpen();
+    const runs = this.#rows?.get(ids.length);
+    if (runs === undefined) throw new RangeError(`no verify runs of ${ids.length} tokens`);
+    this.#assertFits('a sequence', past + ids.length);
+    return this.#alone('a verify run', ids.length, () => this.#timed(ids.length, () => runs.run(slot, past, ids)));
+  }
+
+  /**
    * Computes one chunk of a prompt. When this settles, nothing works on the slot or on `copyFrom` any more.
    * @returns logits `[logitRows, vocab]`.
    * @throws ServingError context_length_exceeded if the chunk does not fit the slot, draining after {@link dispose};
@@ -175,12 +249,7 @@ export class DecoderSession {
   async chunk(chunk: PromptChunk, signal?: AbortSignal): Promise<Float32Array> {
     this.#assertOpen();
     const end = chunk.past + chunk.ids.length;
-    if (end > this.pool.capacity) {
-      throw new ServingError(
-        'context_length_exceeded',
-        `the prompt reaches ${end} tokens, a slot holds ${this.pool.capacity}`,
-      );
-    }
+    this.#assertFits('the prompt', end);
     return this.#alone('a chunk of a prompt', chunk.ids.length, () => this.#computeChunk(chunk, signal));
   }
 
@@ -273,12 +342,7 @@ export class DecoderSession {
     const lengthOf = (row: number) => (row < before ? this.pool.claimed(row) : (lengths[row - before] as number));
     let longest = 0;
     for (let row = 0; row < rows; row++) longest = Math.max(longest, lengthOf(row) + 1);
-    if (longest > this.pool.capacity) {
-      throw new ServingError(
-        'context_length_exceeded',
-        `a sequence reaches ${longest} tokens, a slot holds ${this.pool.capacity}`,
-      );
-    }
+    this.#assertFits('a sequence', longest);
     const key = (first - before) * (this.pool.slots + 1) + rows;
     await this.#alone(want === 'pick' ? 'a decode step' : 'a decode step with its logits', rows, async () => {
       const step = this.#steps.get(key) ?? (await this.#makeStep(key, first - before, rows));
@@ -289,9 +353,17 @@ export class DecoderSession {
         this.#staging?.written(first - before + row, lengthOf(row));
       }
       step.total[0] = longest;
-      await this.#run(step, rows, want);
+      await (rows === 1 ? this.#timed(1, () => this.#run(step, 1, want)) : this.#run(step, rows, want));
     });
     return before;
+  }
+
+  /** Notes the time of a step of one sequence, or of a verify run, for {@link costMs}. */
+  async #timed<T>(rows: number, run: () => Promise<T>): Promise<T> {
+    const startedMs = performance.now();
+    const result = await run();
+    this.#costs.observe(rows, performance.now() - startedMs);
+    return result;
   }
 
   async #run(step: StepBinding, rows: number, want: 'fetch' | 'pick'): Promise<void> {
@@ -314,10 +386,18 @@ export class DecoderSession {
     for (const binding of this.#slots.values()) binding.dispose();
     for (const { binding } of this.#steps.values()) binding.dispose();
     for (const unbind of this.#unbind) unbind();
+    for (const runs of this.#rows?.values() ?? []) runs.dispose();
     for (const value of this.#bound) value.dispose();
     this.#hostLogits?.dispose();
     this.#picker?.dispose();
     this.#session.dispose();
+  }
+
+  /** @throws ServingError context_length_exceeded */
+  #assertFits(what: string, end: number): void {
+    const { capacity } = this.pool;
+    if (end <= capacity) return;
+    throw new ServingError('context_length_exceeded', `${what} reaches ${end} tokens, a slot holds ${capacity}`);
   }
 
   /** Called before anything is bound: after {@link dispose} the bindings point to freed memory. */

@@ -405,6 +405,20 @@ export const metrics = {
     STEP_SECONDS,
   ),
   batchSize: decode.histogram('llavacode:decode_batch_size', 'Sequences in one decode step', [1, 2, 4, 8, 16, 32, 64]),
+  drafts: decode.counter('vllm:spec_decode_num_drafts_total', 'Verify runs, by the source of what was proposed', ['source']),
+  draftTokens: decode.counter('vllm:spec_decode_num_draft_tokens_total', 'Tokens that were proposed, by source', [
+    'source',
+  ]),
+  acceptedTokens: decode.counter(
+    'vllm:spec_decode_num_accepted_tokens_total',
+    'Tokens that were proposed and are those that steps would have given, by source',
+    ['source'],
+  ),
+  acceptedPerPosition: decode.counter(
+    'vllm:spec_decode_num_accepted_tokens_per_pos_total',
+    'Accepted tokens by their place in the draft, from 0',
+    ['position'],
+  ),
   handoffTime: decode.histogram(
     'llavacode:kv_handoff_seconds',
     'Time from the first pull to the last verified frame',
