@@ -107,7 +107,9 @@ export class ScriptedEngine {
       const id = predicted[Math.min(position, predicted.length - 1)]!;
       const isOver = sampling?.stopTokenIds?.includes(id) ?? false;
       const finishReason = isOver ? 'stop' : position === maxTokens - 1 ? 'length' : '';
-      yield { kind: 'step' as const, step: { tokens: [{ id, logprob: 0, top: [] }], finishReason } };
+      const tokens = [{ id, logprob: 0, top: [] }];
+      const step = { tokens, finishReason, acceptedPredicted: 0, rejectedPredicted: 0 };
+      yield { kind: 'step' as const, step };
       if (isOver) return;
     }
   }

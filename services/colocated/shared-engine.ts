@@ -3,7 +3,7 @@
  * they have been served, so that prompt chunks and decode steps alternate and a sequence waits for one chunk at most.
  */
 import type { StepEngine } from '../decode/loop.ts';
-import type { PromptChunk } from '../lib/engine/session.ts';
+import type { PromptChunk, Verifier } from '../lib/engine/session.ts';
 import type { KvPool } from '../lib/kv/pool.ts';
 import type { PromptEngine } from '../prefill/prompt-computation.ts';
 
@@ -11,8 +11,16 @@ export class SharedEngine implements PromptEngine, StepEngine {
   readonly #engine: PromptEngine & StepEngine;
   #last: Promise<unknown> = Promise.resolve();
 
+  readonly verifier: Verifier | undefined;
+
   constructor(engine: PromptEngine & StepEngine) {
     this.#engine = engine;
+    const { verifier } = engine;
+    this.verifier = verifier && {
+      rows: verifier.rows,
+      costMs: (rows) => verifier.costMs(rows),
+      verify: (slot, past, ids) => this.inTurn(() => verifier.verify(slot, past, ids)),
+    };
   }
 
   get pool(): KvPool {

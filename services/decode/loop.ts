@@ -2,20 +2,28 @@
  * Continuous batching. Sequences join and leave between any two steps; a step decodes one token for every running
  * sequence at once. A step spans all slots from the lowest to the highest one with a running sequence. A step also
  * writes to idle slots in this range, just after their content (KvPool.claimed), where nothing reads it.
+ *
+ * A sequence that runs alone may take several tokens at once: a verify run computes tokens that it is likely to have
+ * (speculation/), and each position is sampled with its own draw, up to the first that differs. So its tokens are those
+ * that steps give. Positions behind the last token taken are not its content: the next run writes them again.
  */
 import { Readable } from 'node:stream';
 import { OutputHistory, sample } from '../lib/engine/sampler.ts';
-import { NO_TOKEN } from '../lib/engine/session.ts';
+import { NO_TOKEN, type Verifier } from '../lib/engine/session.ts';
 import { NO_CHOICE, takesLikeliest } from '../lib/engine/token-picker.ts';
 import type { KvPool, KvSlot } from '../lib/kv/pool.ts';
 import { ServingError } from '../lib/process/errors.ts';
 import { metrics, partOf } from '../lib/process/metrics.ts';
 import type { FinishReason, SampledToken, Sampling } from '../lib/request/next-token.ts';
+import { type Draft, type DraftIndex, type Drafts, NO_DRAFTS } from './speculation/draft-index.ts';
+import { type Predicted, Speculator } from './speculation/speculator.ts';
 
 /** One token of one sequence. */
 export interface DecodeStep {
   readonly tokens: readonly SampledToken[];
   readonly finishReason: FinishReason | undefined;
+  /** Set where tokens were proposed from the client's prediction. */
+  readonly predicted?: Predicted | undefined;
 }
 
 /** The part of DecoderSession that the loop uses. */
@@ -27,6 +35,8 @@ export interface StepEngine {
   /** Whether the engine can choose the likeliest tokens itself, which saves fetching the logits from a device. */
   readonly picksTokens: boolean;
   pick(ids: Int32Array, lengths: Int32Array, first: number): Promise<Int32Array>;
+  /** Runs of several tokens of one sequence; undefined where there are none. */
+  readonly verifier?: Verifier | undefined;
 }
 
 export interface NewSequence {
@@ -38,7 +48,12 @@ export interface NewSequence {
   readonly firstToken: number;
   /** Limit of the whole output, first token included. */
   readonly maxTokens: number;
+  /** What its output may repeat; nothing but itself when not given. */
+  readonly drafts?: Drafts;
 }
+
+/** Steps that a reader has not taken, from which on nothing is proposed: tokens come faster than they are read. */
+const SLOW_READER_STEPS = 16;
 
 /** A sequence in the loop. */
 export class Sequence {
@@ -49,6 +64,8 @@ export class Sequence {
   readonly steps = new Readable({ objectMode: true, read: () => {} });
   readonly history: OutputHistory;
   readonly joinedAtMs = performance.now();
+  /** Where its next tokens may stand already; undefined without speculation. */
+  readonly draftIndex: DraftIndex | undefined;
   /** The newest token. The KV does not hold it yet. */
   newest: number;
   /** Positions that the slot's KV holds. */
@@ -58,7 +75,7 @@ export class Sequence {
   /** Set when the sequence wants no more tokens; called once no step touches its slot. */
   onLeft: (() => void) | undefined;
 
-  constructor(from: NewSequence) {
+  constructor(from: NewSequence, speculator: Speculator | undefined) {
     this.slot = from.slot;
     this.sampling = from.sampling;
     this.maxTokens = from.maxTokens;
@@ -66,11 +83,22 @@ export class Sequence {
     this.length = from.positions;
     this.history = new OutputHistory(from.sampling.priorOutputIds);
     this.history.add(from.firstToken);
+    const output = { prior: from.sampling.priorOutputIds, first: from.firstToken };
+    this.draftIndex = speculator?.begin(from.drafts ?? NO_DRAFTS, output);
   }
 
   /** Place of the next token in the output, from 0. */
   get position(): number {
     return this.sampling.priorOutputIds.length + this.produced;
+  }
+
+  /** Takes its next token. @returns why it ends with it; undefined if it goes on. */
+  take({ id }: SampledToken): FinishReason | undefined {
+    this.history.add(id);
+    this.draftIndex?.push(id);
+    this.newest = id;
+    this.produced++;
+    return finishOf(id, this.produced, this.maxTokens, this.sampling);
   }
 }
 
@@ -90,6 +118,8 @@ interface Batch {
 
 export class DecodeLoop {
   readonly #engine: StepEngine;
+  /** undefined where the engine verifies nothing. */
+  readonly #speculator: Speculator | undefined;
   /** Called when the last sequence has left. */
   readonly #onIdle: () => void;
   /** By slot index. */
@@ -102,12 +132,13 @@ export class DecodeLoop {
 
   constructor(engine: StepEngine, onIdle: () => void = () => {}) {
     this.#engine = engine;
+    this.#speculator = engine.verifier && new Speculator(engine.verifier);
     this.#onIdle = onIdle;
   }
 
   /** Adds a sequence to the batch, from the next step on. */
   join(from: NewSequence): Sequence {
-    const sequence = new Sequence(from);
+    const sequence = new Sequence(from, this.#speculator);
     this.#joining.push(sequence);
     if (!this.#stepping) void this.#run();
     return sequence;
@@ -137,9 +168,12 @@ export class DecodeLoop {
     this.#joinBatch();
     while (this.#running.length > 0) {
       const batch = this.#schedule();
+      const draft = this.#propose(batch);
       try {
-        const choose = await this.#step(batch);
-        for (const sequence of batch.sequences) this.#emit(sequence, choose);
+        if (draft === undefined) {
+          const choose = await this.#step(batch);
+          for (const sequence of batch.sequences) this.#emit(sequence, choose);
+        } else await this.#verify(batch.sequences[0]!, draft);
       } catch (error) {
         for (const sequence of batch.sequences) this.#fail(sequence, error);
       }
@@ -178,18 +212,14 @@ export class DecodeLoop {
 
   /** @returns chooses the next token of each sequence of the batch. */
   async #step({ first, ids, lengths, sequences }: Batch): Promise<(sequence: Sequence) => SampledToken> {
-    const startedMs = performance.now();
     const engine = this.#engine;
     const picks =
       engine.picksTokens && sequences.every((sequence) => takesLikeliest(sequence.sampling, sequence.position));
-    const stepping = picks ? engine.pick(ids, lengths, first) : engine.step(ids, lengths, first);
-    this.#boundary = stepping.then(
-      () => {},
-      () => {},
-    );
-    const found = await stepping;
-    metrics.stepTime.observe((performance.now() - startedMs) / 1000);
-    metrics.batchSize.observe(sequences.length);
+    const stepping: Promise<Float32Array | Int32Array> = picks
+      ? engine.pick(ids, lengths, first)
+      : engine.step(ids, lengths, first);
+    const found = await this.#ran(stepping, sequences.length);
+    if (sequences.length === 1) this.#speculator?.stepped();
     const vocab = engine.vocabSize;
     if (found instanceof Int32Array) return ({ slot }) => picked(found[slot.index - first] as number, vocab);
     return ({ slot, sampling, position, history }) => {
@@ -198,16 +228,57 @@ export class DecodeLoop {
     };
   }
 
+  /** Waits for a run of the engine, for whoever waits for the end of the current step too. */
+  async #ran<T>(run: Promise<T>, sequences: number): Promise<T> {
+    const startedMs = performance.now();
+    this.#boundary = run.then(
+      () => {},
+      () => {},
+    );
+    const result = await run;
+    metrics.stepTime.observe((performance.now() - startedMs) / 1000);
+    metrics.batchSize.observe(sequences);
+    return result;
+  }
+
+  /** Tokens that the sequence may have next, if it runs alone and it is worth the time to look. */
+  #propose({ sequences: [sequence, other] }: Batch): Draft | undefined {
+    const index = sequence?.draftIndex;
+    if (sequence === undefined || index === undefined || other !== undefined || this.#joining.length > 0) return undefined;
+    if (sequence.onLeft || sequence.steps.readableLength >= SLOW_READER_STEPS) return undefined;
+    return this.#speculator?.propose(index, sequence.maxTokens - sequence.produced - 1);
+  }
+
+  /** Computes a sequence's newest token and its draft in one run, and hands out the tokens up to the first other one. */
+  async #verify(sequence: Sequence, draft: Draft): Promise<void> {
+    const { slot, sampling, history } = sequence;
+    const { verifier } = this.#speculator!;
+    const ids = Int32Array.of(sequence.newest, ...draft.ids);
+    const logits = await this.#ran(verifier.verify(slot.index, sequence.length, ids), 1);
+    if (sequence.onLeft) return;
+    const vocab = this.#engine.vocabSize;
+    const tokens: SampledToken[] = [];
+    let accepted = 0;
+    let finishReason: FinishReason | undefined;
+    for (let row = 0; row < ids.length && finishReason === undefined && accepted === row; row++) {
+      const token = sample(logits.subarray(row * vocab, (row + 1) * vocab), sampling, sequence.position, history);
+      tokens.push(token);
+      sequence.length++;
+      finishReason = sequence.take(token);
+      if (token.id === draft.ids[row]) accepted++;
+    }
+    const predicted = this.#speculator!.verified(draft, accepted, tokens.length);
+    sequence.steps.push({ tokens, finishReason, predicted } satisfies DecodeStep);
+    if (finishReason) this.#finish(sequence);
+  }
+
   /** Hands out a sequence's next token. */
   #emit(sequence: Sequence, choose: (sequence: Sequence) => SampledToken): void {
     sequence.length++;
     if (sequence.onLeft) return;
     try {
       const token = choose(sequence);
-      sequence.history.add(token.id);
-      sequence.newest = token.id;
-      sequence.produced++;
-      const finishReason = finishOf(token.id, sequence.produced, sequence.maxTokens, sequence.sampling);
+      const finishReason = sequence.take(token);
       const step: DecodeStep = { tokens: [token], finishReason };
       sequence.steps.push(step);
       if (finishReason) this.#finish(sequence);

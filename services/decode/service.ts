@@ -7,6 +7,7 @@ import { tracedStream } from '../lib/process/tracing.ts';
 import type { Sampling } from '../lib/request/next-token.ts';
 import type { DecodeEvent } from '../lib/rpc/gen/llavacode/v1/DecodeEvent.ts';
 import type { DecodeRequest__Output } from '../lib/rpc/gen/llavacode/v1/DecodeRequest.ts';
+import type { Drafts__Output } from '../lib/rpc/gen/llavacode/v1/Drafts.ts';
 import type { KvHandle__Output } from '../lib/rpc/gen/llavacode/v1/KvHandle.ts';
 import type { WorkerDescription } from '../lib/rpc/gen/llavacode/v1/WorkerDescription.ts';
 import { readSampling, tokenMessage } from '../lib/rpc/messages.ts';
@@ -14,6 +15,7 @@ import { mount, streaming, unary } from '../lib/rpc/server.ts';
 import { DecodeTrace } from './decode-trace.ts';
 import type { AcquiredKv, KvSource } from './kv-source.ts';
 import { DecodeLoop, type DecodeStep, finishOf, type NewSequence, type StepEngine } from './loop.ts';
+import { DRAFT_SOURCES, type DraftSource, type Drafts, NO_DRAFTS } from './speculation/draft-index.ts';
 
 export interface DecodeOptions {
   readonly model: string;
@@ -58,11 +60,12 @@ export function createDecodeService(engine: StepEngine & { readonly pool: KvPool
         yield { step: { tokens: [], finishReason } };
         return;
       }
-      const sequence = { slot, sampling, positions: kv.positions, firstToken, maxTokens };
+      const drafts = readDrafts(request.drafts);
+      const sequence = { slot, sampling, positions: kv.positions, firstToken, maxTokens, drafts };
       for await (const step of decodeInLoop(loop, sequence, signal)) {
         tokens += step.tokens.length;
         trace?.step(tokens);
-        yield { step: { tokens: step.tokens.map(tokenMessage), finishReason: step.finishReason ?? '' } };
+        yield stepEvent(step);
       }
     } finally {
       slot.release();
@@ -132,6 +135,23 @@ const joinedEvent = (acquired: Omit<AcquiredKv, 'slot'>): DecodeEvent => ({
     handoffBytes: acquired.bytes,
   },
 });
+
+const stepEvent = ({ tokens, finishReason, predicted }: DecodeStep): DecodeEvent => ({
+  step: {
+    tokens: tokens.map(tokenMessage),
+    finishReason: finishReason ?? '',
+    acceptedPredicted: predicted?.accepted ?? 0,
+    rejectedPredicted: predicted?.rejected ?? 0,
+  },
+});
+
+/** Texts of a source that is not known here are left out: they change no token. */
+function readDrafts(message: Drafts__Output | null): Drafts {
+  if (message === null) return NO_DRAFTS;
+  const isKnown = (source: string): source is DraftSource => DRAFT_SOURCES.some((name) => name === source);
+  const texts = message.texts.flatMap(({ source, tokenIds }) => (isKnown(source) ? [{ source, ids: tokenIds }] : []));
+  return { texts, before: message.before };
+}
 
 function firstTokenOf({ firstTokenIds }: Pick<AcquiredKv, 'firstTokenIds'>, choice: number): number {
   const firstToken = firstTokenIds[choice];

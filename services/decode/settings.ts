@@ -4,10 +4,12 @@ import { ENGINE_SETTINGS } from '../lib/engine/settings.ts';
 import { WIRE_TYPES } from '../lib/kv/wire.ts';
 import type { ConfigOf } from '../lib/process/config.ts';
 import { whole } from '../lib/process/setting-types.ts';
+import { SPECULATION_SETTINGS } from '../lib/request/settings.ts';
 import { WORKER_SETTINGS } from '../lib/worker/settings.ts';
 
 /** The settings of taking KV caches over and continuing their sequences. */
 export const SEQUENCE_SETTINGS = {
+  ...SPECULATION_SETTINGS,
   queueSequences: whole(0).default(64).describe('sequences that may wait for a slot in a decode worker'),
   kvWire: z
     .enum(WIRE_TYPES)

@@ -5,7 +5,7 @@
  * position disagree, else other tokens than {@link continuation}.
  */
 import type { StepEngine } from '../../services/decode/loop.ts';
-import type { PromptChunk } from '../../services/lib/engine/session.ts';
+import type { PromptChunk, Verifier } from '../../services/lib/engine/session.ts';
 import { CpuKvStore } from '../../services/lib/kv/cpu-store.ts';
 import { rowCount } from '../../services/lib/kv/layout.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
@@ -68,6 +68,10 @@ export class FakeEngine implements PromptEngine, StepEngine {
   picksTokens = false;
   /** Number of steps in which it chose them. */
   picks = 0;
+  /** What verify runs cost; see {@link speculates}. */
+  verifier: Verifier | undefined;
+  /** The slot and the rows of each verify run. */
+  readonly verified: { readonly slot: number; readonly rows: number }[] = [];
   readonly chunks: PromptChunk[] = [];
   /** The slots that each step decoded. */
   readonly steps: number[][] = [];
@@ -86,6 +90,29 @@ export class FakeEngine implements PromptEngine, StepEngine {
   ) {
     this.memory = new CpuKvStore(layout, slots, capacity);
     this.pool = new KvPool(reached(this.memory));
+  }
+
+  /** Gives it verify runs. @param costs ms of a run by its rows, 1 for a step. */
+  speculates(costs: Readonly<Record<number, number>>): this {
+    this.verifier = {
+      rows: Object.keys(costs).map(Number),
+      costMs: (rows) => costs[rows] ?? Infinity,
+      verify: (slot, past, ids) => this.#verify(slot, past, ids),
+    };
+    return this;
+  }
+
+  #verify(slot: number, past: number, ids: Int32Array): Promise<Float32Array> {
+    return this.#alone(async () => {
+      this.verified.push({ slot, rows: ids.length });
+      await this.beforeStep([slot]);
+      const logits = new Float32Array(ids.length * VOCAB);
+      for (const [row, id] of ids.entries()) {
+        this.write(slot, past + row, [id]);
+        logits[row * VOCAB + nextToken(this.read(slot, past + row + 1))] = 1;
+      }
+      return logits;
+    });
   }
 
   async chunk(chunk: PromptChunk, signal?: AbortSignal): Promise<Float32Array> {

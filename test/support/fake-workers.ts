@@ -179,7 +179,8 @@ export function fakeWorkers(model: FakeModel): FakeWorkers {
         if (sampling?.stopTokenIds?.includes(id)) finishReason = 'stop';
         else if (position >= maxTokens) finishReason = 'length';
       }
-      yield { kind: 'step' as const, step: { tokens, finishReason } };
+      const step = { tokens, finishReason, acceptedPredicted: 0, rejectedPredicted: 0 };
+      yield { kind: 'step' as const, step };
       if (finishReason !== '') return;
     }
   }

@@ -1,5 +1,6 @@
 /** Sequences in a {@link DecodeLoop} and the tokens that they get, for the tests of the loop. */
 import type { DecodeLoop, DecodeStep, Sequence } from '../../services/decode/loop.ts';
+import type { Drafts } from '../../services/decode/speculation/draft-index.ts';
 import type { KvSlot } from '../../services/lib/kv/pool.ts';
 import { type FinishReason, GREEDY } from '../../services/lib/request/next-token.ts';
 import { continuation, type FakeEngine, nextToken } from './fake-engine.ts';
@@ -23,6 +24,7 @@ export interface Wanted {
   readonly prompt: readonly number[];
   readonly maxTokens: number;
   readonly stopTokenIds?: readonly number[];
+  readonly drafts?: Drafts;
 }
 
 /** Reserves a slot and fills it at once. To be called only while no step runs that spans it. */
@@ -33,7 +35,7 @@ export function fill(engine: FakeEngine, { prompt }: Wanted): KvSlot | undefined
 }
 
 export function join(loop: DecodeLoop, slot: KvSlot, wanted: Wanted): Reader {
-  const { prompt, maxTokens, stopTokenIds = [] } = wanted;
+  const { prompt, maxTokens, stopTokenIds = [], drafts } = wanted;
   const firstToken = nextToken(prompt);
   const sequence = loop.join({
     slot,
@@ -41,6 +43,7 @@ export function join(loop: DecodeLoop, slot: KvSlot, wanted: Wanted): Reader {
     positions: prompt.length,
     firstToken,
     maxTokens,
+    ...(drafts && { drafts }),
   });
   const reader: Reader = {
     prompt,
