@@ -89,6 +89,9 @@ export interface CompletionRequest {
   /** Time after its first token at which a choice ends, in ms; it applies once a line end is out. */
   readonly maxPredictMs: number | undefined;
 
+  /** Text that the completion is expected to be, for the most part: tokens come faster where it is right. */
+  readonly prediction?: string | undefined;
+
   // The fields below are those of editors, whose requests name neither a repository nor a session.
   /** Repository that was asked for without `rag`: one that is not known is answered without context. */
   readonly repository?: string | undefined;
@@ -113,6 +116,9 @@ export interface Usage {
   readonly cachedTokens: number;
   /** Soft tokens of the prompt. */
   readonly softTokens: number;
+  /** Tokens that were proposed from the client's prediction, and were or were not what the model gave. */
+  readonly acceptedPredicted: number;
+  readonly rejectedPredicted: number;
 }
 
 /** A file, or a part of one, that an editor holds. */

@@ -11,6 +11,7 @@ import type { Sampling } from '../../lib/request/next-token.ts';
 import type { Activity } from '../../lib/request/timeline.ts';
 import type { TokenPrompt } from '../../lib/request/token-prompt.ts';
 import type { DecodeEvent__Output } from '../../lib/rpc/gen/llavacode/v1/DecodeEvent.ts';
+import type { Drafts } from '../../lib/rpc/gen/llavacode/v1/Drafts.ts';
 import type { KvHandle__Output } from '../../lib/rpc/gen/llavacode/v1/KvHandle.ts';
 import type { PrefillEvent__Output } from '../../lib/rpc/gen/llavacode/v1/PrefillEvent.ts';
 import type { PrefillRequest } from '../../lib/rpc/gen/llavacode/v1/PrefillRequest.ts';
@@ -46,6 +47,8 @@ export interface AttemptRequest extends AttemptObserver {
   readonly samplings: readonly Sampling[];
   /** Output tokens of each choice, the first one included. */
   readonly maxTokens: number;
+  /** What the output may repeat; undefined without speculation. */
+  readonly drafts?: Drafts | undefined;
   /** Alternatives per prompt token to report; -1 for none. */
   readonly promptLogprobs: number;
   /** Time at which the request's budget is spent, in ms of the monotonic clock. */
@@ -56,6 +59,8 @@ export interface AttemptRequest extends AttemptObserver {
   readonly onCall: (name: 'prefill' | 'decode', worker: string) => WorkerCall;
   /** Told of the tokens of each choice after the first one as they come, before anybody reads them. */
   readonly onDecoded?: (choice: number, tokens: number) => void;
+  /** Told of tokens that were proposed from the client's prediction, when a worker has verified them. */
+  readonly onPredicted?: (accepted: number, rejected: number) => void;
 }
 
 /** Reason with which a call is aborted that is no longer needed. */
@@ -132,14 +137,14 @@ export class Attempt {
   }
 
   async #decodeCall(choice: number, signal: AbortSignal, steps: StepBuffer): Promise<void> {
-    const { requestId, samplings, maxTokens, deadlineMs, onJoined } = this.#request;
+    const { requestId, samplings, maxTokens, drafts, deadlineMs, onJoined } = this.#request;
     const worker = this.#workers.decodes[choice]!;
     const stall = this.#stallOf(worker);
     const unwanted = AbortSignal.any([signal, worker.preempted, this.#awaitingKv.get(choice)!.signal]);
     const live = AbortSignal.any([unwanted, worker.lost, stall.signal]);
     // A sequence that makes way, or whose reader leaves, does not keep its slot until prefill takes the prompt.
     const kv = await unlessAborted(this.#accepted.promise, live);
-    const call = { requestId, kv, choice, sampling: samplingMessage(samplings[choice]!), maxTokens };
+    const call = { requestId, kv, choice, sampling: samplingMessage(samplings[choice]!), maxTokens, drafts };
     let tokens = 1; // the first one comes from prefill
     const { activity, headers } = this.#request.onCall('decode', worker.address);
     try {
@@ -154,6 +159,8 @@ export class Attempt {
         if (!step) continue;
         if (tokens === 1) activity.mark('first_step');
         steps.push(step);
+        const { acceptedPredicted, rejectedPredicted } = step;
+        if (acceptedPredicted + rejectedPredicted > 0) this.#request.onPredicted?.(acceptedPredicted, rejectedPredicted);
         tokens += step.tokens.length;
         // A worker that sends more than it was asked for fills no memory here.
         if (step.finishReason || tokens >= maxTokens) return worker.reportSuccess();

@@ -18,6 +18,7 @@ import type { CompletionRequest } from '../request.ts';
 import type { WorkerPoolConfig } from '../workers/settings.ts';
 import { Attempt, type AttemptObserver, type AttemptRequest, FINISHED } from './attempt.ts';
 import { type Choice, type ChoiceDelta, type Echo, echoSteps } from './choice.ts';
+import type { DraftTexts } from './draft-texts.ts';
 import type { PromptTask } from './preparation.ts';
 import { assertRepeatable, NO_TRIES, pauseBeforeRepeat, type Tries } from './replay.ts';
 import { type SamePrompt, SamePrompts } from './same-prompts.ts';
@@ -35,6 +36,7 @@ export interface GenerationParts
   readonly dispatcher: Pick<Dispatcher, 'place'>;
   readonly sessions: Sessions;
   readonly typedThrough: TypedThrough;
+  readonly draftTexts: Pick<DraftTexts, 'remember'>;
 }
 
 /** Choices of a prompt that stand at the same token and need workers: all at the first, or one that goes on. */
@@ -86,7 +88,9 @@ export class Generation {
   async complete(task: PromptTask, onPlaced: () => void): Promise<readonly Choice[]> {
     if (this.#parts.typedThrough.takesPart(task)) await this.#completeShared(task, onPlaced);
     else await this.#compute(task, onPlaced);
-    return task.choices;
+    const { request, scope, choices } = task;
+    this.#parts.draftTexts.remember(request, scope.tenant, choices[0]!.ids);
+    return choices;
   }
 
   async #compute(task: PromptTask, onPlaced: () => void, counts = true): Promise<void> {
@@ -260,6 +264,8 @@ export class Generation {
       prompt,
       samplings: indices.map((index) => ({ ...samplings[index]!, priorOutputIds })),
       maxTokens,
+      drafts: task.drafts && { ...task.drafts, before: [...(task.drafts.before ?? []), ...priorOutputIds] },
+      onPredicted: (accepted, rejected) => record.predicted(accepted, rejected),
       promptLogprobs: wantsPromptLogprobs ? (request.logprobs ?? -1) : -1,
       deadlineMs: scope.deadlineMs,
       stallTimeoutMs: this.#parts.stallTimeoutMs,

@@ -26,14 +26,16 @@ import type { QualityLadder } from '../admission/quality-ladder.ts';
 import type { CompletionRequest } from '../request.ts';
 import { assertAnswerFits } from './answer-size.ts';
 import type { Choice } from './choice.ts';
+import { DraftTexts, type DraftTextsParts } from './draft-texts.ts';
 import { Generation, type GenerationParts } from './generation.ts';
 import { Preparation, type PreparationParts, type PromptTask, type RequestScope } from './preparation.ts';
 import { assertKnownIds, samplingsOf } from './sampling.ts';
 import { TypedThrough, type TypedThroughParts } from './typed-through.ts';
 
 export interface JourneyParts
-  extends PreparationParts,
-    Omit<GenerationParts, 'typedThrough'>,
+  extends Omit<PreparationParts, 'draftTexts'>,
+    Omit<GenerationParts, 'typedThrough' | 'draftTexts'>,
+    Pick<DraftTextsParts, 'speculation'>,
     Omit<TypedThroughParts, 'format'> {
   /** undefined where every request gets the mode of context that it asks for. */
   readonly ladder?: Pick<QualityLadder, 'begin' | 'below'> | undefined;
@@ -46,8 +48,9 @@ export class Journey {
 
   constructor(parts: JourneyParts) {
     this.#parts = parts;
-    this.#preparation = new Preparation(parts);
-    this.#generation = new Generation({ ...parts, typedThrough: new TypedThrough(parts) });
+    const draftTexts = new DraftTexts(parts);
+    this.#preparation = new Preparation({ ...parts, draftTexts });
+    this.#generation = new Generation({ ...parts, draftTexts, typedThrough: new TypedThrough(parts) });
   }
 
   /**

@@ -10,6 +10,7 @@ import { REACH } from '../../lib/rag/search/query.ts';
 import type { Sampling } from '../../lib/request/next-token.ts';
 import type { TokenPrompt } from '../../lib/request/token-prompt.ts';
 import { clientFrame } from '../../lib/text/client-frame.ts';
+import type { Drafts } from '../../lib/rpc/gen/llavacode/v1/Drafts.ts';
 import { lfSteps, usesCrlf } from '../../lib/text/line-ends.ts';
 import { PromptBuilder, type PromptParts } from '../../lib/text/prompt.ts';
 import type { PromptFormat } from '../../lib/text/prompt-format.ts';
@@ -19,6 +20,7 @@ import { hashOf, type Sessions, sessionOf } from '../context/sessions.ts';
 import type { CompletionRequest, PromptInput } from '../request.ts';
 import type { WorkerPool } from '../workers/worker-pool.ts';
 import { type Choice, type ChoiceDelta, choicesOf, textBefore } from './choice.ts';
+import type { DraftTexts } from './draft-texts.ts';
 import type { RequestRecord } from './request-record.ts';
 import type { CompletionConfig } from './settings.ts';
 import type { TokenStream } from './token-stream.ts';
@@ -47,11 +49,14 @@ export interface PromptTask {
   readonly stream?: TokenStream;
   /** One per choice. */
   readonly samplings: readonly Sampling[];
+  /** What the output may repeat; undefined without speculation. */
+  readonly drafts: Drafts | undefined;
   /** Addresses of workers that have failed it. */
   readonly failedWorkers: Set<string>;
 }
 
 export interface PreparationParts extends Pick<CompletionConfig, 'promptOrder' | 'suffixUnsupported'> {
+  readonly draftTexts: DraftTexts;
   readonly tokenizer: Tokenizer;
   readonly format: PromptFormat;
   readonly pool: Pick<WorkerPool, 'capacity'>;
@@ -117,7 +122,9 @@ export class Preparation {
     const asked = { ...request, ...around(request, promptIndex, sides) };
     const statements = await this.#statementsFor(asked, promptIndex);
     const choices = choicesOf(asked, promptIndex, prompt, tokenizer, format, statements);
-    return { request: asked, scope, promptIndex, prompt, choices, samplings, failedWorkers: new Set() };
+    const beside = { tenant: scope.tenant, chunks: found?.softTexts ?? [] };
+    const drafts = await inTurns(this.#parts.draftTexts.of(asked, prompt.ids, beside), scope.signal);
+    return { request: asked, scope, promptIndex, prompt, choices, samplings, drafts, failedWorkers: new Set() };
   }
 
   /**

@@ -63,6 +63,8 @@ export class RequestRecord {
   #softTokens = 0;
   #cachedTokens = 0;
   #replays = 0;
+  #acceptedPredicted = 0;
+  #rejectedPredicted = 0;
   #outputTokens = 0;
   /** Output tokens of each choice that workers have made. */
   readonly #decoded = new Map<string, number>();
@@ -258,6 +260,12 @@ export class RequestRecord {
     this.#decoded.set(key, Math.max(tokens, this.#decoded.get(key) ?? 0));
   }
 
+  /** Tokens were proposed from the client's prediction. */
+  predicted(accepted: number, rejected: number): void {
+    this.#acceptedPredicted += accepted;
+    this.#rejectedPredicted += rejected;
+  }
+
   /** Tokens of a choice that workers have come to. */
   decodedOf(prompt: number, choice: number): number {
     return this.#decoded.get(`${prompt}.${choice}`) ?? 0;
@@ -309,6 +317,8 @@ export class RequestRecord {
       completionTokens: this.#outputTokens,
       cachedTokens: this.#cachedTokens,
       softTokens: this.#softTokens,
+      acceptedPredicted: this.#acceptedPredicted,
+      rejectedPredicted: this.#rejectedPredicted,
     };
   }
 

@@ -2,11 +2,13 @@
 import { z } from 'zod';
 import type { ConfigOf } from '../../lib/process/config.ts';
 import { milliseconds, whole } from '../../lib/process/setting-types.ts';
+import { SPECULATION_SETTINGS } from '../../lib/request/settings.ts';
 import { FORMAT_NAMES, PROMPT_ORDERS } from '../../lib/text/prompt-format.ts';
 
 const PROMPT_FORMATS = ['auto', ...FORMAT_NAMES] as const;
 
 export const COMPLETION_SETTINGS = {
+  ...SPECULATION_SETTINGS,
   promptFormat: z
     .enum(PROMPT_FORMATS)
     .default('auto')

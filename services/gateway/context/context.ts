@@ -75,12 +75,16 @@ export interface ContextReport {
 export interface FoundContext {
   readonly report: ContextReport;
   readonly context: PromptParts['context'];
+  /** Texts of the chunks that stand as soft tokens, the best first, where drafts are made of them. */
+  readonly softTexts?: readonly string[];
 }
 
 type SearchConfig = ConfigOf<typeof SEARCH_SETTINGS>;
 type SearchBudgets = Pick<SearchConfig, 'retrievalBudgetMs' | 'denseBudgetMs'>;
 
 export interface ContextSources extends SearchBudgets, Pick<SearchConfig, 'withoutProjector' | 'queryLines'> {
+  /** Whether the texts of chunks are read where they stand as soft tokens; off when not given. */
+  readonly speculation?: 'auto' | 'off';
   /** undefined where the gateway has no store. */
   readonly retrieval: Retrieval | undefined;
   /** Fingerprint of the bundle's encoder and projector; undefined where it has none. */
@@ -178,7 +182,7 @@ export class ContextFinder {
   /** The best chunks of index and overlay. Where the index cannot be searched, those of the overlay remain. */
   async #search(query: ContextQuery, { chunks, replaced }: Overlay, signal: AbortSignal): Promise<Searched> {
     const { rag, before, after } = query;
-    const { retrieval, queryLines, log } = this.#sources;
+    const { retrieval, queryLines, speculation, log } = this.#sources;
     const { repo, path, topK, retriever, fileTokens } = rag;
     const around = chunks.length === 0 ? undefined : cursorQuery(before, after, queryLines);
     const live = around === undefined ? [] : await inTurns(liveHits(chunks, around, topK), signal);
@@ -192,7 +196,7 @@ export class ContextFinder {
     try {
       if (retriever !== undefined) budget.suit(retriever);
       const until = AbortSignal.any([signal, budget.signal]);
-      const part = PART_OF[rag.mode];
+      const part = rag.mode === 'compressed' && speculation === 'auto' ? undefined : PART_OF[rag.mode];
       const asked = { repo, path, before, after, topK, retriever, part, ...(around && { replaced, live }) } as const;
       const search = part === 'text' || fileTokens === undefined ? asked : { ...asked, files: fileTokens };
       return { found: await retrieval.retrieve(search, until, (used) => budget.suit(used)) };
@@ -333,6 +337,7 @@ function asContext(rag: RagRequest, found: Found, sources: ContextSources): Foun
   const textVectors = text.map((chunk) => (mayBeSoft(chunk) ? chunk.vector : undefined));
   return {
     report,
+    ...(sources.speculation === 'auto' && { softTexts: soft.map((chunk) => chunk.text) }),
     context: {
       kind: 'soft',
       vectors: soft.map(({ vector }) => vector),

@@ -34,7 +34,7 @@ export function chatWords(
         logprobs: null,
         finish_reason: finishReason,
       })),
-      usage: usageOf(record.usage),
+      usage: usageOf(record.usage, request),
       ...(record.context && { rag: ragOf(record.context) }),
     }),
     part(delta, first) {
@@ -48,14 +48,14 @@ export function chatWords(
         {
           ...chunk,
           choices: [{ ...choice, finish_reason: delta.finishReason }],
-          ...(usage === 'with the last choice' && isLast && { usage: usageOf(record.usage) }),
+          ...(usage === 'with the last choice' && isLast && { usage: usageOf(record.usage, request) }),
           ...(first && record.context && { rag: ragOf(record.context) }),
         },
       ];
     },
     last: () =>
       usage === 'if asked' && request.includeUsage
-        ? { ...chunk, choices: [], usage: usageOf(record.usage) }
+        ? { ...chunk, choices: [], usage: usageOf(record.usage, request) }
         : undefined,
   };
 }

@@ -8,7 +8,7 @@ import { ChatTemplate } from '../../lib/text/chat-template.ts';
 import type { Tokenizer } from '../../lib/text/tokenizer.ts';
 import { COMPLETION_DEFAULTS } from '../request.ts';
 import { chatWords } from './chat-answer.ts';
-import { modelField, ragField, readRag, sessionField } from './completion-body.ts';
+import { modelField, predictionField, ragField, readPrediction, readRag, sessionField } from './completion-body.ts';
 import { AS_MANY_AS_FIT, count, editorBody, penalty, seed, stops, topP } from './editor-body.ts';
 import { addEditorRoute, type EditorParts } from './editor-route.ts';
 
@@ -54,6 +54,7 @@ const fields = z.object({
   tools: unsupported(isEmptyList, 'is not supported'),
   response_format: unsupported(isTextFormat, 'is supported only as text'),
   logprobs: unsupported((value) => value === false, 'is supported only as false'),
+  prediction: predictionField.optional(),
   session: sessionField.optional(),
   rag: ragField.optional(),
 });
@@ -77,6 +78,7 @@ const body = editorBody(fields, (given) => ({
     stop: given.stop,
     stream: given.stream,
     includeUsage: given.stream_options?.include_usage ?? false,
+    prediction: readPrediction(given.prediction),
     session: given.session,
     ...readRag(given.rag),
     addSpecialTokens: false, // the template puts them where they belong

@@ -46,7 +46,7 @@ export function chunkBody(
   delta: ChoiceDelta,
   extras: Reports & { readonly usage: Usage },
 ) {
-  const usage = request.continuousUsage ? usageOf(extras.usage) : null;
+  const usage = request.continuousUsage ? usageOf(extras.usage, request) : null;
   return {
     ...head,
     choices: [choiceBody(delta.prompt * request.n + delta.choice, request, delta)],
@@ -57,10 +57,10 @@ export function chunkBody(
 }
 
 /** The last event of a stream whose request asked for usage. */
-export const usageBody = (head: AnswerHead, usage: Usage, timeline?: Timeline) => ({
+export const usageBody = (head: AnswerHead, request: CompletionRequest, usage: Usage, timeline?: Timeline) => ({
   ...head,
   choices: [],
-  usage: usageOf(usage),
+  usage: usageOf(usage, request),
   ...(timeline && { timeline }),
 });
 
@@ -73,7 +73,7 @@ export const wholeBody = (
 ) => ({
   ...head,
   choices: choices.map((choice, index) => choiceBody(index, request, choice)),
-  usage: usageOf(extras.usage),
+  usage: usageOf(extras.usage, request),
   ...(extras.rag && { rag: ragOf(extras.rag) }),
   ...(extras.suffix && { suffix: extras.suffix }),
 });
@@ -120,12 +120,21 @@ function tokenName(bytes: Uint8Array): string {
   return name;
 }
 
-/** The field `usage`, of OpenAI's answers and of those that follow them. */
-export const usageOf = ({ promptTokens, completionTokens, cachedTokens, softTokens }: Usage) => ({
+/** The field `usage`, of OpenAI's answers and of those that follow them; it counts a prediction if there is one. */
+export const usageOf = (
+  { promptTokens, completionTokens, cachedTokens, softTokens, acceptedPredicted, rejectedPredicted }: Usage,
+  { prediction }: Pick<CompletionRequest, 'prediction'>,
+) => ({
   prompt_tokens: promptTokens,
   completion_tokens: completionTokens,
   total_tokens: promptTokens + completionTokens,
   prompt_tokens_details: { cached_tokens: cachedTokens, soft_tokens: softTokens },
+  ...(prediction !== undefined && {
+    completion_tokens_details: {
+      accepted_prediction_tokens: acceptedPredicted,
+      rejected_prediction_tokens: rejectedPredicted,
+    },
+  }),
 });
 
 /** The field `rag`: the context that stood in the prompt. */

@@ -131,6 +131,27 @@ const defaults = COMPLETION_DEFAULTS;
 /** The field `n_indent`, which llama.cpp's routes have as well: characters before a line. */
 export const indentField = z.int().min(0).max(1_024);
 
+/** UTF-16 units of a prediction: a few thousand lines. */
+const MAX_PREDICTION = 131_072;
+
+const predictedText = z.string().max(MAX_PREDICTION, `must have at most ${MAX_PREDICTION} characters`);
+
+/** The field `prediction` (OpenAI's predicted outputs), which routes of other APIs take as well. */
+export const predictionField = z.strictObject({
+  type: z.literal('content', { error: 'is supported only as content' }),
+  content: z.union([predictedText, z.array(z.strictObject({ type: z.literal('text'), text: predictedText })).max(64)], {
+    error: 'must be a text, or a list of parts of type text',
+  }),
+});
+
+/** The text of a prediction; undefined where there is none. */
+export function readPrediction(prediction: z.output<typeof predictionField> | undefined): string | undefined {
+  if (prediction === undefined) return undefined;
+  const { content } = prediction;
+  const text = typeof content === 'string' ? content : content.map((part) => part.text).join('');
+  return text.slice(0, MAX_PREDICTION);
+}
+
 /** The field `session`, which routes of other APIs take as well. */
 export const sessionField = key.min(1).max(256);
 
@@ -212,6 +233,7 @@ export const completionFields = z.strictObject({
   return_token_ids: z.boolean().default(defaults.returnTokenIds),
   truncate_prompt_tokens: z.int().min(-1).optional(),
   add_special_tokens: z.boolean().default(defaults.addSpecialTokens),
+  prediction: predictionField.optional(),
   rag: ragField.optional(),
   session: sessionField.optional(),
   timeout_ms: z.int().min(1).optional(),
@@ -335,6 +357,7 @@ function normalise(body: Fields): CompletionRequest {
     returnTokenIds: body.return_token_ids,
     truncatePromptTokens: body.truncate_prompt_tokens,
     addSpecialTokens: body.add_special_tokens,
+    prediction: readPrediction(body.prediction),
     ...readRag(body.rag),
     priority: body.priority,
     cacheSalt: body.cache_salt,

@@ -104,7 +104,7 @@ function openAiWords(
       }),
     ],
     last: () =>
-      request.includeUsage ? usageBody(head, record.usage, askedTimeline(reply, record.timeline)) : undefined,
+      request.includeUsage ? usageBody(head, request, record.usage, askedTimeline(reply, record.timeline)) : undefined,
   };
 }
 
