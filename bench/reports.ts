@@ -13,6 +13,7 @@ import { PLAN } from './plan/report.ts';
 import { QUALITY } from './quality/report.ts';
 import type { Bench } from './report/report.ts';
 import { RECALL, RETRIEVAL } from './retrieval/report.ts';
+import { SPECULATION } from './speculation/report.ts';
 import { TABLES } from './tables/report.ts';
 import { TRAINING } from './training/report.ts';
 import { TYPING } from './typing/report.ts';
@@ -41,5 +42,6 @@ export const PAGES: readonly Page[] = [
   { folder: 'typing', benches: [TYPING] },
   { folder: 'plan', benches: [PLAN] },
   { folder: 'fairness', benches: [FAIRNESS] },
+  { folder: 'speculation', benches: [SPECULATION] },
   { folder: 'drills', benches: [DRILLS_BENCH, SOAK_BENCH] },
 ];

@@ -25,6 +25,7 @@ export interface CompletionBody {
   readonly return_token_ids?: boolean;
   readonly frequency_penalty?: number;
   readonly session?: string;
+  readonly prediction?: { readonly type: 'content'; readonly content: string };
   readonly cache_salt?: string;
   readonly rag?: {
     readonly repo: string;

@@ -187,6 +187,7 @@ const INNER_ROOMS: Readonly<Record<string, readonly (readonly string[])[]>> = {
       'peers',
       'quality',
       'retrieval',
+      'speculation',
       'tables',
       'typing',
     ],

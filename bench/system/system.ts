@@ -25,6 +25,8 @@ export interface SystemSettings {
   readonly gateway?: Flags | undefined;
   /** Further settings of all workers. */
   readonly workers?: Flags | undefined;
+  /** Further settings of what decodes. */
+  readonly decode?: Flags | undefined;
   /** Further settings of the indexer; undefined starts none. */
   readonly indexer?: Flags | undefined;
 }
@@ -60,7 +62,7 @@ export async function startDeployment(deployment: Deployment, settings: SystemSe
       indexer: { ...common, model: bundle, store: settings.store, threads: cores.length, ...settings.indexer },
     }),
     prefillOnly: { threads: threadsOf(0), queueTokens: 1_000_000, kvLeaseMs: requestTimeoutMs },
-    decodeOnly: { threads: threadsOf(mode === 'colocated' ? 0 : prefill), queueSequences: 1024 },
+    decodeOnly: { threads: threadsOf(mode === 'colocated' ? 0 : prefill), queueSequences: 1024, ...settings.decode },
   });
   try {
     const computing = system.processes.filter(({ name }) => !/^(gateway|indexer)/.test(name));

@@ -244,7 +244,8 @@ export class DecodeLoop {
   /** Tokens that the sequence may have next, if it runs alone and it is worth the time to look. */
   #propose({ sequences: [sequence, other] }: Batch): Draft | undefined {
     const index = sequence?.draftIndex;
-    if (sequence === undefined || index === undefined || other !== undefined || this.#joining.length > 0) return undefined;
+    if (sequence === undefined || index === undefined || other !== undefined || this.#joining.length > 0)
+      return undefined;
     if (sequence.onLeft || sequence.steps.readableLength >= SLOW_READER_STEPS) return undefined;
     return this.#speculator?.propose(index, sequence.maxTokens - sequence.produced - 1);
   }

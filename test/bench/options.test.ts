@@ -105,6 +105,7 @@ describe('the commands of the benches', () => {
       'gpu',
       'training',
       'fairness',
+      'speculation',
       'drills',
       'soak',
       'all',

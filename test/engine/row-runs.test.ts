@@ -48,7 +48,8 @@ async function exported(precision: Precision): Promise<string> {
 const content = (memory: CpuEngineKv, slot: number, end: number) =>
   Buffer.concat(memory.read(slot, { start: 0, end, rowStart: 0, rowEnd: rowCount(memory.layout) }));
 const bits = (values: Float32Array) => Buffer.from(new Uint8Array(values.buffer, values.byteOffset, values.byteLength));
-const some = (count: number, seed: number) => Int32Array.from({ length: count }, (_, i) => ((i + 1) * 7919 * seed) % 4000);
+const some = (count: number, seed: number) =>
+  Int32Array.from({ length: count }, (_, i) => ((i + 1) * 7919 * seed) % 4000);
 
 describe.each(['fp32', 'int8'] as const)('%s', (precision) => {
   test('logits and KV are those of steps, and a rejected row leaves nothing that is read', async () => {

@@ -101,7 +101,8 @@ export class DraftIndex {
    * @param most tokens of the draft.
    */
   draft(most: number): Draft | undefined {
-    for (const end = Math.min(this.#noted + TOKENS_PER_TURN, this.#length); this.#noted < end; ) this.#note(this.#noted++);
+    for (const end = Math.min(this.#noted + TOKENS_PER_TURN, this.#length); this.#noted < end; )
+      this.#note(this.#noted++);
     if (most < 1) return undefined;
     if (this.#next < 0 || this.#matched < SURE) this.#search();
     if (this.#next < 0) return undefined;

@@ -160,7 +160,8 @@ export class Attempt {
         if (tokens === 1) activity.mark('first_step');
         steps.push(step);
         const { acceptedPredicted, rejectedPredicted } = step;
-        if (acceptedPredicted + rejectedPredicted > 0) this.#request.onPredicted?.(acceptedPredicted, rejectedPredicted);
+        if (acceptedPredicted + rejectedPredicted > 0)
+          this.#request.onPredicted?.(acceptedPredicted, rejectedPredicted);
         tokens += step.tokens.length;
         // A worker that sends more than it was asked for fills no memory here.
         if (step.finishReason || tokens >= maxTokens) return worker.reportSuccess();

@@ -7,7 +7,7 @@
  */
 import { TenantCache } from '../../lib/rag/store/tenant-cache.ts';
 import type { Drafts } from '../../lib/rpc/gen/llavacode/v1/Drafts.ts';
-import { formOf, type PromptFormat, type PromptOrder } from '../../lib/text/prompt-format.ts';
+import { formOf, type PromptFormat } from '../../lib/text/prompt-format.ts';
 import type { Tokenizer } from '../../lib/text/tokenizer.ts';
 import { hashOf, sessionOf } from '../context/sessions.ts';
 import type { CompletionRequest } from '../request.ts';

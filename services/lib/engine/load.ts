@@ -196,7 +196,8 @@ class EngineLoader {
       const check = device.kind === 'cpu' ? undefined : await this.#check(engine.session, device);
       const warm = warmUp(engine.session, check !== undefined);
       await (device.kind === 'cpu' ? warm : device.health.unlessLost(warm));
-      if (this.#config.speculation === 'auto' && this.#work !== 'prefill') await this.#openVerifier(engine.session, kept);
+      if (this.#config.speculation === 'auto' && this.#work !== 'prefill')
+        await this.#openVerifier(engine.session, kept);
       return { engine, device, check };
     } catch (error) {
       // Freeing would wait for a run that hangs.

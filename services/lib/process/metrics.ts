@@ -405,7 +405,9 @@ export const metrics = {
     STEP_SECONDS,
   ),
   batchSize: decode.histogram('llavacode:decode_batch_size', 'Sequences in one decode step', [1, 2, 4, 8, 16, 32, 64]),
-  drafts: decode.counter('vllm:spec_decode_num_drafts_total', 'Verify runs, by the source of what was proposed', ['source']),
+  drafts: decode.counter('vllm:spec_decode_num_drafts_total', 'Verify runs, by the source of what was proposed', [
+    'source',
+  ]),
   draftTokens: decode.counter('vllm:spec_decode_num_draft_tokens_total', 'Tokens that were proposed, by source', [
     'source',
   ]),

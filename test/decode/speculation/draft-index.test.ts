@@ -63,25 +63,31 @@ test('a draft is always text that follows a match of the stated length', () => {
   const source = fc.constantFrom('prediction', 'chunk', 'recent', 'prompt');
   const text = fc.record({ source, ids }) as fc.Arbitrary<Drafts['texts'][number]>;
   fc.assert(
-    fc.property(fc.array(text, { maxLength: 4 }), ids, ids, fc.integer({ min: 1, max: 7 }), (texts, before, out, most) => {
-      const index = indexOf({ texts, before }, []);
-      const output: number[] = [];
-      for (const id of [...out, 0]) {
-        const draft = index.draft(most);
-        if (draft !== undefined) {
-          expect(draft.ids.length).toBeGreaterThan(0);
-          expect(draft.ids.length).toBeLessThanOrEqual(most);
-          const own = [...before, ...output];
-          const end = own.slice(own.length - draft.matched);
-          // A match in the output itself may go on with what it has proposed.
-          const places = draft.source === 'output' || draft.source === 'prompt' ? [[...own, ...draft.ids]] : [];
-          const all = [...places, ...texts.filter((each) => each.source === draft.source).map((each) => each.ids)];
-          expect(all.some((each) => contains(each, [...end, ...draft.ids]))).toBe(true);
+    fc.property(
+      fc.array(text, { maxLength: 4 }),
+      ids,
+      ids,
+      fc.integer({ min: 1, max: 7 }),
+      (texts, before, out, most) => {
+        const index = indexOf({ texts, before }, []);
+        const output: number[] = [];
+        for (const id of [...out, 0]) {
+          const draft = index.draft(most);
+          if (draft !== undefined) {
+            expect(draft.ids.length).toBeGreaterThan(0);
+            expect(draft.ids.length).toBeLessThanOrEqual(most);
+            const own = [...before, ...output];
+            const end = own.slice(own.length - draft.matched);
+            // A match in the output itself may go on with what it has proposed.
+            const places = draft.source === 'output' || draft.source === 'prompt' ? [[...own, ...draft.ids]] : [];
+            const all = [...places, ...texts.filter((each) => each.source === draft.source).map((each) => each.ids)];
+            expect(all.some((each) => contains(each, [...end, ...draft.ids]))).toBe(true);
+          }
+          index.push(id);
+          output.push(id);
         }
-        index.push(id);
-        output.push(id);
-      }
-    }),
+      },
+    ),
   );
 });
 

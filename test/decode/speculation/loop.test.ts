@@ -21,32 +21,38 @@ describe('the tokens', () => {
   test('are those of plain decoding, and the KV holds them alone, for all texts, stop ids and limits', async () => {
     const places = fc.array(fc.nat(20), { maxLength: 6 });
     await fc.assert(
-      fc.asyncProperty(prompts, fc.integer({ min: 2, max: 24 }), places, fc.array(token, { maxLength: 2 }), async (...given) => {
-        const [prompt, maxTokens, wrong, stopTokenIds] = given;
-        const expected = continuation(prompt, maxTokens, stopTokenIds);
-        const drafts: Drafts = {
-          texts: [{ source: 'prediction', ids: spoilt(continuation(prompt, 30).tokens, wrong) }],
-          before: prompt,
-        };
-        const engine = new FakeEngine(3, 40).speculates(CHEAP);
-        // Slots beside it hold content that no run may touch.
-        const beside = [fill(engine, { prompt: [5, 6, 7], maxTokens: 1 }), undefined] as const;
-        const wanted = { prompt, maxTokens, stopTokenIds, drafts };
-        const slot = fill(engine, wanted) as KvSlot;
-        const loop = new DecodeLoop(engine);
-        if (expected.tokens.length === 1) return; // the service ends such a sequence itself
-        const reader = join(loop, slot, wanted);
-        await reader.ended;
-        expect(reader.error).toBeUndefined();
-        expect(reader.tokens).toEqual(expected.tokens);
-        expect(reader.finishReason).toBe(expected.finishReason);
-        // The last token has not been fed to the model.
-        const held = [...prompt, ...expected.tokens.slice(0, -1)];
-        expect(reader.sequence.length).toBe(held.length);
-        expect(engine.read(slot.index, held.length)).toEqual(held);
-        expect(engine.read(beside[0]!.index, 3)).toEqual([5, 6, 7]);
-        expect(engine.pool.claimed(slot.index)).toBe(prompt.length);
-      }),
+      fc.asyncProperty(
+        prompts,
+        fc.integer({ min: 2, max: 24 }),
+        places,
+        fc.array(token, { maxLength: 2 }),
+        async (...given) => {
+          const [prompt, maxTokens, wrong, stopTokenIds] = given;
+          const expected = continuation(prompt, maxTokens, stopTokenIds);
+          const drafts: Drafts = {
+            texts: [{ source: 'prediction', ids: spoilt(continuation(prompt, 30).tokens, wrong) }],
+            before: prompt,
+          };
+          const engine = new FakeEngine(3, 40).speculates(CHEAP);
+          // Slots beside it hold content that no run may touch.
+          const beside = [fill(engine, { prompt: [5, 6, 7], maxTokens: 1 }), undefined] as const;
+          const wanted = { prompt, maxTokens, stopTokenIds, drafts };
+          const slot = fill(engine, wanted) as KvSlot;
+          const loop = new DecodeLoop(engine);
+          if (expected.tokens.length === 1) return; // the service ends such a sequence itself
+          const reader = join(loop, slot, wanted);
+          await reader.ended;
+          expect(reader.error).toBeUndefined();
+          expect(reader.tokens).toEqual(expected.tokens);
+          expect(reader.finishReason).toBe(expected.finishReason);
+          // The last token has not been fed to the model.
+          const held = [...prompt, ...expected.tokens.slice(0, -1)];
+          expect(reader.sequence.length).toBe(held.length);
+          expect(engine.read(slot.index, held.length)).toEqual(held);
+          expect(engine.read(beside[0]!.index, 3)).toEqual([5, 6, 7]);
+          expect(engine.pool.claimed(slot.index)).toBe(prompt.length);
+        },
+      ),
       { numRuns: 60 },
     );
   });

@@ -80,7 +80,11 @@ describe('the policy', () => {
   test('proposes one token where the second row is nearly free and acceptance is middling', () => {
     const policy = new SpeculationPolicy(timesOf(COSTS));
     const middling = (i: number): Turn => ({ source: 'prompt', matched: 2, length: 7, right: i % 2 });
-    decode(policy, COSTS, Array.from({ length: 300 }, (_, i) => middling(i)));
+    decode(
+      policy,
+      COSTS,
+      Array.from({ length: 300 }, (_, i) => middling(i)),
+    );
     expect(policy.choose({ source: 'prompt', matched: 2, ids: [1, 2, 3, 4, 5, 6, 7] })).toBe(1);
   });
 });

@@ -137,19 +137,15 @@ function attentionRows({ inputs, outputs, rest }: RawNode, rows: number): Uint8A
     parts.push(split(name, names, 1));
     return (row: number) => names[row]!;
   };
-  const [queryOf, keyOf, valueOf] = [divided(query, 'query'), divided(key, 'key'), divided(value, 'value')];
+  const [rowOfQuery, rowOfKey, rowOfValue] = [divided(query, 'query'), divided(key, 'key'), divided(value, 'value')];
   for (let row = 0; row < rows; row++) {
     const before = (name: string) => presentOfRow(name, row - 1, rows);
     const past = row === 0 ? [pastKey!, pastValue!] : [before(presentKey), before(presentValue)];
     const sizes = [`${lengths}.row${row}`, `rows.total.row${row}`];
     parts.push(
       nodeField({
-        inputs: [queryOf(row), keyOf(row), valueOf(row), ...past, ...sizes, ...others],
-        outputs: [
-          `${mixed}.row${row}`,
-          presentOfRow(presentKey, row, rows),
-          presentOfRow(presentValue, row, rows),
-        ],
+        inputs: [rowOfQuery(row), rowOfKey(row), rowOfValue(row), ...past, ...sizes, ...others],
+        outputs: [`${mixed}.row${row}`, presentOfRow(presentKey, row, rows), presentOfRow(presentValue, row, rows)],
         rest,
       }),
     );
