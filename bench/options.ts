@@ -139,6 +139,7 @@ export const DRILL_OPTIONS = {
   precision: option('<p>', 'precision of a bundle that is made', text, 'fp32'),
   path: option('<dir>', 'repository that prompts and chunks come from', text, SAMPLE_REPOSITORY),
   rate: option('<n>', 'requests per second', positive, 4),
+  speculation: oneOf('<when>', 'the setting of that name: answers must be the same', ['off', 'auto'], 'off'),
   seed: option('<n>', 'seed of arrivals and of the moments of disturbances', count, 1),
 };
 

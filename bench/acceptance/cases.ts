@@ -115,6 +115,19 @@ const assertLastAlone = (ends: readonly boolean[]) =>
 const completion: Body = ({ model }) => ({ model, prompt: PREFIX, suffix: SUFFIX, max_tokens: TOKENS, temperature: 0 });
 const openAi = { body: completion, check: choices('text_completion'), checkStream: choiceStream };
 const fim = { body: completion, check: choices('chat.completion'), checkStream: choiceStream };
+/** With a prediction, of which usage says what became. */
+const predicted: Body = (known) => ({
+  ...completion(known),
+  prediction: { type: 'content', content: '0.19 * sum(cart)' },
+});
+const predictedChoices: Check = (answer, known) => {
+  openAi.check(answer, known);
+  const { usage } = objectOf(answer) as { usage?: { completion_tokens_details?: Record<string, unknown> } };
+  const details = usage?.completion_tokens_details ?? {};
+  for (const name of ['accepted_prediction_tokens', 'rejected_prediction_tokens']) {
+    assert.equal(typeof details[name], 'number', `usage.completion_tokens_details.${name} is not a number`);
+  }
+};
 const named = ({ model }: Known) => encodeURIComponent(model);
 const readiness = (status: string): Check => {
   return (answer) => assert.equal(objectOf(answer)['status'], status, `it says ${excerpt(answer.text)}`);
@@ -143,7 +156,7 @@ export const ROUTES: readonly RouteCases[] = [
     path: (known) => `/v1/models/${named(known)}`,
     check: (answer, { model }) => assert.equal(objectOf(answer)['id'], model),
   },
-  { route: 'POST /v1/completions', ...openAi },
+  { route: 'POST /v1/completions', ...openAi, body: predicted, check: predictedChoices },
   { route: 'POST /beta/completions', ...openAi },
   {
     route: 'POST /v1/engines/{engine}/completions',

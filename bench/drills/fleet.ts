@@ -9,6 +9,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { bearer, sendRequest } from '../../services/http-call.ts';
 import { decodeNice, type Flags, type Role, ServiceProcess, WORKERS_NICE } from '../../services/supervisor.ts';
 import { type Tenant, writeKeys } from '../system/tenants.ts';
+import type { DrillsOptions } from './command.ts';
 import { Link } from './link.ts';
 import type { NamespaceNetwork, Port } from './network.ts';
 
@@ -25,6 +26,8 @@ export interface FleetOptions {
   /** Network on which workers run, each in a namespace of its own; if not given, they run on this machine. */
   readonly network?: NamespaceNetwork;
   readonly gateway?: Flags;
+  /** Whether gateways and decode workers speculate; off if not given. */
+  readonly speculation?: DrillsOptions['speculation'] | undefined;
   /** Settings of every service, over those of the fleet. */
   readonly each?: Flags;
   /** Gateways, behind a balancer if there are several; 1 if not given. */
@@ -87,6 +90,7 @@ export class Fleet {
 
   static async start(options: FleetOptions): Promise<Fleet> {
     const { bundle, store, data, workers, colocated = false, network, gateway = {}, each = {}, gateways = 1 } = options;
+    const { speculation = 'off' } = options;
     await mkdir(data, { recursive: true });
     const logs = await mkdtemp(join(data, 'drills-'));
     const members: Member[] = [];
@@ -118,7 +122,7 @@ export class Fleet {
       const keys: Flags = tenants.length > 0 ? { apiKeysFile: await writeKeys(logs, tenants) } : {};
       const common = { threads: 1, slots: 8, capacity, metricsPort: 0, drainTimeoutMs: 10_000, nice: WORKERS_NICE };
       const prefillOnly = { kvLeaseMs: LEASE_MS };
-      const sequences = { queueSequences: 256 };
+      const sequences = { queueSequences: 256, speculation };
       const decodeOnly = { ...sequences, nice: decodeNice(WORKERS_NICE) };
       const index = { store, threads: 1, metricsPort: 0, nice: WORKERS_NICE };
       const indexing = add('indexer', 0, index);
@@ -132,6 +136,7 @@ export class Fleet {
       const ofGateway = {
         store,
         indexer,
+        speculation,
         prefillWorkers: prefillWorkers.join(','),
         decodeWorkers: decodeWorkers.join(','),
         threads: 1,

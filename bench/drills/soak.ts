@@ -27,7 +27,8 @@ import { type ProcessTrend, type Sample, trendOf } from './trend.ts';
 import { type AttackTurn, compareWaits, judgeWaits, type Span, type WaitComparison } from './waits.ts';
 
 interface SoakRunOptions
-  extends Pick<
+  extends Partial<Pick<SoakOptions, 'speculation'>>,
+    Pick<
     SoakOptions,
     'path' | 'data' | 'minutes' | 'rate' | 'restartEvery' | 'seed' | 'honestOnly' | 'hostileTokens'
   > {
@@ -67,7 +68,7 @@ const MINUTE_MS = 60_000;
 const CALM = { share: 1 / 6, longestMs: 10 * MINUTE_MS, warmupShare: 0.1 };
 
 export async function runSoak(model: BenchModel, options: SoakRunOptions): Promise<SoakResult> {
-  const { data, honestOnly, hostileTokens, onProgress, stop } = options;
+  const { data, honestOnly, hostileTokens, speculation, onProgress, stop } = options;
   await mkdir(data, { recursive: true });
   const store = `lmdb:${resolve(data, 'drill-store')}`;
   onProgress('starting');
@@ -76,7 +77,7 @@ export async function runSoak(model: BenchModel, options: SoakRunOptions): Promi
   const prompts = await PromptMaker.load(options.repo, options.path, model.tokenizer);
   const hostile = hostileTenants(hostileTokens);
   const tenants = [owner(), ...(honestOnly ? [] : hostile)];
-  const fleet = await Fleet.start({ bundle, store, data, workers: 2, tenants });
+  const fleet = await Fleet.start({ bundle, store, data, workers: 2, tenants, speculation });
   try {
     const references = await makeReferences(fleet, prompts, REFERENCES);
     const mix = await makeMix(fleet, options.path, references);

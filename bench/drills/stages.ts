@@ -43,7 +43,9 @@ interface DrillStage {
   readonly open: (references: readonly Reference[]) => Promise<Ground | string>;
 }
 
-interface StageOptions extends Pick<DrillsOptions, 'data' | 'path'>, Partial<Pick<DrillsOptions, 'redis' | 'model'>> {
+interface StageOptions
+  extends Pick<DrillsOptions, 'data' | 'path'>,
+    Partial<Pick<DrillsOptions, 'redis' | 'model' | 'speculation'>> {
   /** Name of the repository in the index. */
   readonly repo: string;
 }
@@ -60,7 +62,7 @@ const ROW_BUDGET_MS = 250;
 /** @returns the stages; the first is the plain system. */
 export function stagesOf(
   { bundle }: Pick<BenchModel, 'bundle'>,
-  { data, redis, repo, path, model = '' }: StageOptions,
+  { data, redis, repo, path, model = '', speculation }: StageOptions,
 ): DrillStage[] {
   const indexed = new Set<string>();
   type Owned = Partial<Pick<Ground, 'storeLink' | 'redis'>> & { readonly close?: () => Promise<void> };
@@ -68,7 +70,7 @@ export function stagesOf(
     try {
       if (!indexed.has(store)) await runIndexCommand({ bundle, store, repo, path });
       indexed.add(store);
-      const fleet = await startIn(() => Fleet.start({ bundle, data, workers: 2, store, ...more }));
+      const fleet = await startIn(() => Fleet.start({ bundle, data, workers: 2, store, speculation, ...more }));
       const close = async () => {
         await fleet.close();
         await own.close?.();
