@@ -28,10 +28,7 @@ import { type AttackTurn, compareWaits, judgeWaits, type Span, type WaitComparis
 
 interface SoakRunOptions
   extends Partial<Pick<SoakOptions, 'speculation'>>,
-    Pick<
-    SoakOptions,
-    'path' | 'data' | 'minutes' | 'rate' | 'restartEvery' | 'seed' | 'honestOnly' | 'hostileTokens'
-  > {
+    Pick<SoakOptions, 'path' | 'data' | 'minutes' | 'rate' | 'restartEvery' | 'seed' | 'honestOnly' | 'hostileTokens'> {
   /** Name of the repository in the index. */
   readonly repo: string;
   readonly onProgress: OnProgress;

@@ -3,7 +3,7 @@ import { count } from '../../services/lib/process/count-argument.ts';
 import { oneOf, option, type ParsedOptions, positive, SYSTEM_OPTIONS, whole, words } from '../options.ts';
 
 /** What the client says of the output; see measure.ts. */
-export const TRACES = ['completion', 'edit', 'exact', 'wrong'] as const;
+const TRACES = ['completion', 'edit', 'exact', 'wrong'] as const;
 export type TraceName = (typeof TRACES)[number];
 
 export const SPECULATION_COMMAND = {

@@ -3,7 +3,7 @@
  * asked first changes with each pair. What is predicted is made of what the system without speculation has put out:
  *
  *     completion   nothing is predicted: drafts come from retrieved chunks, the prompt, earlier outputs, the output
- *     edit         the output, in which two of twenty equal parts are replaced: as a rewrite of 20 lines of which 18 stand
+ *     edit         the output, in which two of twenty equal parts are replaced: a rewrite of 20 lines of which 18 stand
  *     exact        the output itself: the most that can be gained
  *     wrong        tokens of other places of the repository: the most that can be lost
  */
@@ -27,7 +27,7 @@ export interface SpeculationPair {
 }
 
 /** What became of proposed tokens. */
-export interface SourceCounts {
+interface SourceCounts {
   readonly source: DraftSource;
   readonly runs: number;
   readonly proposed: number;

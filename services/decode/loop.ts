@@ -250,7 +250,7 @@ export class DecodeLoop {
     return this.#speculator?.propose(index, sequence.maxTokens - sequence.produced - 1);
   }
 
-  /** Computes a sequence's newest token and its draft in one run, and hands out the tokens up to the first other one. */
+  /** Computes a sequence's newest token and its draft in one run; hands out tokens up to the first other one. */
   async #verify(sequence: Sequence, draft: Draft): Promise<void> {
     const { slot, sampling, history } = sequence;
     const { verifier } = this.#speculator!;

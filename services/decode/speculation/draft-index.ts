@@ -8,7 +8,7 @@
 export const DRAFT_SOURCES = ['prediction', 'chunk', 'recent', 'prompt', 'output'] as const;
 export type DraftSource = (typeof DRAFT_SOURCES)[number];
 
-export interface DraftText {
+interface DraftText {
   readonly source: DraftSource;
   readonly ids: readonly number[];
 }
@@ -57,7 +57,7 @@ export class DraftIndex {
   #next = -1;
   #matched = 0;
 
-  /** @param anchored whether the output begins with the first push: then a prediction's beginning is the first draft. */
+  /** @param anchored whether the output begins with the first push: a prediction's beginning is the draft then. */
   constructor({ texts, before }: Drafts, anchored: boolean) {
     let room = MOST_DRAFT_TOKENS - before.length;
     const kept: DraftText[] = [];

@@ -7,7 +7,7 @@ import { metrics } from '../../lib/process/metrics.ts';
 import { type Draft, DraftIndex, type Drafts } from './draft-index.ts';
 import { SpeculationPolicy } from './policy.ts';
 
-/** Tokens that were proposed from a client's prediction, and became of them. */
+/** What became of tokens that were proposed from a client's prediction. */
 export interface Predicted {
   readonly accepted: number;
   readonly rejected: number;
@@ -25,7 +25,7 @@ export class Speculator {
     this.#most = Math.max(...verifier.rows) - 1;
   }
 
-  /** What a new sequence may repeat. @param output its tokens so far, of which earlier workers made all but the last. */
+  /** What a new sequence may repeat. @param output its tokens so far; earlier workers made all but the last. */
   begin(drafts: Drafts, output: { readonly prior: readonly number[]; readonly first: number }): DraftIndex {
     const index = new DraftIndex(drafts, output.prior.length === 0);
     index.push(output.first);

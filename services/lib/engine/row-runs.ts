@@ -1,7 +1,7 @@
 /**
- * Verify runs: several tokens of one sequence in one run, with the logits that decode steps of this sequence alone would
- * give, bit for bit (row-graph.ts). Each number of rows is a session of its own; all of them read the weights that the
- * decoder's session has mapped. On the CPU only.
+ * Verify runs: several tokens of one sequence in one run, with the logits that decode steps of this sequence alone
+ * would give, bit for bit (row-graph.ts). Each number of rows is a session of its own; all of them read the weights
+ * that the decoder's session has mapped. On the CPU only.
  *
  * Kernels differ between CPUs, so equality is not assumed: it is measured at start, on logits and KV, and where it does
  * not hold there are no verify runs.

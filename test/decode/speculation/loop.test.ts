@@ -1,4 +1,4 @@
-/** Speculation in the loop: the tokens are those of plain decoding, whatever is proposed, and nothing rejected is seen. */
+/** Speculation in the loop: tokens are those of plain decoding, and nothing that was rejected is seen. */
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { DecodeLoop } from '../../../services/decode/loop.ts';

@@ -329,3 +329,45 @@ async function writeStructure(graph: Graph, initializer: object[], dir: string):
   await writeFile(join(dir, name), bytes, { flag: 'wx' });
   return { name, bytes: bytes.length, sha256: createHash('sha256').update(bytes).digest('hex') };
 }
+
+/** One field of an encoded message as it stands. */
+export interface Field {
+  readonly number: number;
+  /** The field with its tag. */
+  readonly whole: Uint8Array;
+  /** Content of a field of bytes, text or a message; empty for others. */
+  readonly content: Uint8Array;
+}
+
+/** Wire type of fields of bytes, text and messages. */
+const DELIMITED = 2;
+const NOTHING = new Uint8Array(0);
+
+/** The fields of an encoded message, for a change that keeps byte for byte what it does not know. */
+export function fieldsOf(message: Uint8Array): Field[] {
+  const reader = protobuf.Reader.create(message);
+  const fields: Field[] = [];
+  while (reader.pos < reader.len) {
+    const start = reader.pos;
+    const tag = reader.uint32();
+    const isDelimited = (tag & 7) === DELIMITED;
+    const content = isDelimited ? reader.bytes() : NOTHING;
+    if (!isDelimited) reader.skipType(tag & 7);
+    fields.push({ number: tag >>> 3, whole: message.subarray(start, reader.pos), content });
+  }
+  return fields;
+}
+
+/** An encoded field of bytes, text or a message. */
+export const field = (number: number, content: Uint8Array | string): Uint8Array =>
+  protobuf.Writer.create()
+    .uint32((number << 3) | DELIMITED)
+    .bytes(Buffer.from(content))
+    .finish();
+
+/** An encoded field of a whole number. */
+export const numberField = (number: number, value: number): Uint8Array =>
+  protobuf.Writer.create()
+    .uint32(number << 3)
+    .int64(value)
+    .finish();

@@ -5,16 +5,16 @@
  * A prompt chunk does not give these: attention over several queries adds in another order than attention over one. So
  * each row gets the attention node that a decode step of one sequence runs. The nodes of a layer form a chain: each
  * takes the KV that the one before has written, in the same memory. All other nodes work on all rows at once, with one
- * reading of their weights. That gives the same bits where kernels compute a row in the same way beside others as alone:
- * those for floats and for 8-bit weights do, that for 4-bit weights on x64 does not (ONNX Runtime 1.30).
+ * reading of their weights. That gives the same bits where kernels compute a row beside others in the same way as
+ * alone: those for floats and for 8-bit weights do, that for 4-bit weights on x64 does not (ONNX Runtime 1.30).
  *
  * Inputs and outputs are those of the decoder graph with batch 1, except that `seqlens_k` is int32 [rows], one for each
  * row, and that each row but the last has outputs of its own, `present.{layer}.key|value.row{row}`, to be bound to the
  * same memory as the past. `total_sequence_length` is ignored.
  */
-import protobuf from 'protobufjs';
+import { type Field, field, fieldsOf, numberField } from './onnx.ts';
 
-/** Field numbers of onnx.proto, the wire type of length-delimited fields, and values of its enumerations. */
+/** Field numbers of onnx.proto, and values of its enumerations. */
 const MODEL_GRAPH = 7;
 const GRAPH_NODE = 1;
 const GRAPH_INITIALIZER = 5;
@@ -24,40 +24,8 @@ const NODE_OUTPUT = 2;
 const NODE_NAME = 3;
 const NODE_OPERATOR = 4;
 const NODE_ATTRIBUTE = 5;
-const DELIMITED = 2;
 const ATTRIBUTE_INT = 2;
 const TYPE_INT32 = 6;
-
-/** One field of a message as it stands: what is not understood here is kept byte for byte. */
-interface Field {
-  readonly number: number;
-  /** The field with its tag. */
-  readonly whole: Uint8Array;
-  /** Content of a length-delimited field; empty for others. */
-  readonly content: Uint8Array;
-}
-
-const NOTHING = new Uint8Array(0);
-
-function fieldsOf(message: Uint8Array): Field[] {
-  const reader = protobuf.Reader.create(message);
-  const fields: Field[] = [];
-  while (reader.pos < reader.len) {
-    const start = reader.pos;
-    const tag = reader.uint32();
-    const isDelimited = (tag & 7) === DELIMITED;
-    const content = isDelimited ? reader.bytes() : NOTHING;
-    if (!isDelimited) reader.skipType(tag & 7);
-    fields.push({ number: tag >>> 3, whole: message.subarray(start, reader.pos), content });
-  }
-  return fields;
-}
-
-const field = (number: number, content: Uint8Array | string): Uint8Array =>
-  protobuf.Writer.create()
-    .uint32((number << 3) | DELIMITED)
-    .bytes(Buffer.from(content))
-    .finish();
 
 const textOf = ({ content }: Field) => Buffer.from(content).toString();
 
@@ -96,11 +64,10 @@ const nodeField = ({ inputs, outputs, rest }: Omit<RawNode, 'operator'>): Uint8A
 /** The attribute of a whole number. */
 function attribute(name: string, value: number): Uint8Array {
   const [nameField, valueField, typeField] = [1, 3, 20];
-  const writer = protobuf.Writer.create();
-  writer.uint32((nameField << 3) | DELIMITED).string(name);
-  writer.uint32(valueField << 3).int64(value);
-  writer.uint32(typeField << 3).int32(ATTRIBUTE_INT);
-  return field(NODE_ATTRIBUTE, writer.finish());
+  return field(
+    NODE_ATTRIBUTE,
+    Buffer.concat([field(nameField, name), numberField(valueField, value), numberField(typeField, ATTRIBUTE_INT)]),
+  );
 }
 
 const node = (operator: string, inputs: readonly string[], outputs: readonly string[], ...attributes: Uint8Array[]) =>
@@ -112,12 +79,15 @@ const split = (input: string, outputs: readonly string[], axis: number) =>
 /** The int32 constant [1] with the value 1. */
 function oneConstant(): Uint8Array {
   const [dims, dataType, name, rawData] = [1, 2, 8, 9];
-  const writer = protobuf.Writer.create();
-  writer.uint32(dims << 3).int64(1);
-  writer.uint32(dataType << 3).int32(TYPE_INT32);
-  writer.uint32((name << 3) | DELIMITED).string('rows.one');
-  writer.uint32((rawData << 3) | DELIMITED).bytes(Uint8Array.of(1, 0, 0, 0));
-  return field(GRAPH_INITIALIZER, writer.finish());
+  return field(
+    GRAPH_INITIALIZER,
+    Buffer.concat([
+      numberField(dims, 1),
+      numberField(dataType, TYPE_INT32),
+      field(name, 'rows.one'),
+      field(rawData, Uint8Array.of(1, 0, 0, 0)),
+    ]),
+  );
 }
 
 const rowNames = (name: string, rows: number) => Array.from({ length: rows }, (_, row) => `${name}.row${row}`);
