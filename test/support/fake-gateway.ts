@@ -50,6 +50,7 @@ export interface Answer {
     completion_tokens: number;
     total_tokens: number;
     prompt_tokens_details: { cached_tokens: number; soft_tokens: number };
+    completion_tokens_details?: { accepted_prediction_tokens: number; rejected_prediction_tokens: number };
   } | null;
   rag?: { mode: string; chunks: object[]; index_version: string | null; degraded?: string };
   error?: { message: string; type: string; param: string | null; code: string };

@@ -32,6 +32,8 @@ export interface FakeModel {
   failAt?: { stage: Stage; error: unknown };
   /** Called when a call of a worker comes to a stage: the call throws what this throws, and stops at 'hang'. */
   trouble?: (at: Trouble) => 'hang' | undefined;
+  /** What each step says of the tokens of a prediction. */
+  readonly predicted?: { readonly accepted: number; readonly rejected: number };
   /** Tokens of one decode event. */
   stepSize?: number;
   capacity?: number;
@@ -179,7 +181,8 @@ export function fakeWorkers(model: FakeModel): FakeWorkers {
         if (sampling?.stopTokenIds?.includes(id)) finishReason = 'stop';
         else if (position >= maxTokens) finishReason = 'length';
       }
-      const step = { tokens, finishReason, acceptedPredicted: 0, rejectedPredicted: 0 };
+      const { accepted = 0, rejected = 0 } = model.predicted ?? {};
+      const step = { tokens, finishReason, acceptedPredicted: accepted, rejectedPredicted: rejected };
       yield { kind: 'step' as const, step };
       if (finishReason !== '') return;
     }
