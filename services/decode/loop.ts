@@ -132,7 +132,7 @@ export class DecodeLoop {
 
   constructor(engine: StepEngine, onIdle: () => void = () => {}) {
     this.#engine = engine;
-    this.#speculator = engine.verifier && new Speculator(engine.verifier);
+    this.#speculator = engine.verifier && new Speculator(engine.verifier, engine.vocabSize);
     this.#onIdle = onIdle;
   }
 

@@ -57,8 +57,11 @@ export class DraftIndex {
   #next = -1;
   #matched = 0;
 
-  /** @param anchored whether the output begins with the first push: a prediction's beginning is the draft then. */
-  constructor({ texts, before }: Drafts, anchored: boolean) {
+  /**
+   * @param vocab ids from here on are no tokens of the model: no draft goes beyond one.
+   * @param anchored whether the output begins with the first push: a prediction's beginning is the draft then.
+   */
+  constructor({ texts, before }: Drafts, vocab: number, anchored: boolean) {
     let room = MOST_DRAFT_TOKENS - before.length;
     const kept: DraftText[] = [];
     for (const text of texts.toReversed()) {
@@ -77,6 +80,11 @@ export class DraftIndex {
     this.#starts.push({ at: this.#length, source: 'prompt' });
     this.#tokens.set(before.slice(-MOST_DRAFT_TOKENS), this.#length);
     this.#length += Math.min(before.length, MOST_DRAFT_TOKENS);
+    for (let at = 0; at < this.#length; at++) {
+      const id = this.#tokens[at]!;
+      if (id < 0 || id >= vocab) this.#tokens[at] = END;
+    }
+    if (this.#next >= 0 && this.#tokens[this.#next] === END) this.#next = -1;
     this.#starts.push({ at: this.#length, source: 'output' });
   }
 

@@ -16,18 +16,21 @@ export interface Predicted {
 export class Speculator {
   readonly verifier: Verifier;
   readonly #policy: SpeculationPolicy;
+  readonly #vocab: number;
   /** Tokens of the longest draft that can be verified. */
   readonly #most: number;
 
-  constructor(verifier: Verifier) {
+  /** @param vocab ids of the model are below it. */
+  constructor(verifier: Verifier, vocab: number) {
     this.verifier = verifier;
+    this.#vocab = vocab;
     this.#policy = new SpeculationPolicy(verifier);
     this.#most = Math.max(...verifier.rows) - 1;
   }
 
   /** What a new sequence may repeat. @param output its tokens so far; earlier workers made all but the last. */
   begin(drafts: Drafts, output: { readonly prior: readonly number[]; readonly first: number }): DraftIndex {
-    const index = new DraftIndex(drafts, output.prior.length === 0);
+    const index = new DraftIndex(drafts, this.#vocab, output.prior.length === 0);
     index.push(output.first);
     return index;
   }

@@ -6,7 +6,7 @@ import { DraftIndex, type Drafts, MOST_DRAFT_TOKENS } from '../../../services/de
 const ids = fc.array(fc.nat(5), { maxLength: 40 });
 
 function indexOf(drafts: Partial<Drafts>, output: readonly number[], anchored = true): DraftIndex {
-  const index = new DraftIndex({ texts: [], before: [], ...drafts }, anchored);
+  const index = new DraftIndex({ texts: [], before: [], ...drafts }, 100_000, anchored);
   for (const id of output) index.push(id);
   return index;
 }
@@ -42,6 +42,13 @@ describe('what is found', () => {
   test('an output that repeats itself is followed beyond its own end', () => {
     const draft = indexOf({}, [1, 2, 3, 1, 2, 3, 1]).draft(7);
     expect(draft).toEqual({ source: 'output', matched: 4, ids: [2, 3, 1, 2, 3, 1, 2] });
+  });
+
+  test('what is no token of the model is never proposed', () => {
+    const texts = [{ source: 'prediction', ids: [1, 2, 100_000, 3, -7, 4] }] as const;
+    expect(indexOf({ texts }, []).draft(7)).toEqual({ source: 'prediction', matched: 0, ids: [1, 2] });
+    expect(indexOf({ texts }, [3]).draft(7)).toBeUndefined();
+    expect(indexOf({ texts: [{ source: 'prediction', ids: [-7, 1] }] }, []).draft(7)).toBeUndefined();
   });
 
   test('texts beyond the limit are left out, the least trusted first', () => {
