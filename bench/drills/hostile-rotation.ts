@@ -16,7 +16,6 @@ import {
 import { Meter } from '../hostile/meter.ts';
 import { RandomStream } from '../measure/arrivals.ts';
 import { type Tenant, tenant } from '../system/tenants.ts';
-import type { Fleet } from './fleet.ts';
 import type { AttackTurn } from './waits.ts';
 
 const ATTACKS: readonly Attack[] = [
@@ -46,6 +45,16 @@ export const hostileTenants = (tokensPerMinute: number): Tenant[] =>
     tenant(name, { max_inflight: MAX_INFLIGHT, tokens_per_minute: tokensPerMinute }),
   );
 
+/** The system that is attacked, and who attacks it. */
+export interface Rotation {
+  readonly url: string;
+  /** Tokens that one slot holds. */
+  readonly capacity: number;
+  /** The tenants that attack. */
+  readonly hostile: readonly Tenant[];
+  readonly seed: number;
+}
+
 /** What became of an attacker's requests. */
 export interface AttackerCounts {
   readonly tenant: string;
@@ -60,13 +69,11 @@ export interface AttackerCounts {
  * @param onTurn is told of each attack when it is over.
  */
 export function attackInTurn(
-  { url, capacity, tenants }: Fleet,
-  seed: number,
+  { url, capacity, hostile, seed }: Rotation,
   until: AbortSignal,
   now: () => number,
   onTurn: (turn: AttackTurn) => void,
 ): Promise<AttackerCounts[]> {
-  const hostile = tenants.slice(1); // the first is the owner
   return Promise.all(
     hostile.map(async ({ name, apiKey }, i) => {
       const [meter, random] = [new Meter(), new RandomStream(seed + 100 + i)];

@@ -3,6 +3,7 @@
  * and workers are restarted and killed. The gateway, the indexer and the first worker of each pool are not restarted,
  * and their memory and open files are watched.
  */
+import { once } from 'node:events';
 import { mkdir } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -15,16 +16,18 @@ import { runIndexCommand } from '../system/cli.ts';
 import type { BenchModel } from '../system/model.ts';
 import { PromptMaker } from '../system/prompts.ts';
 import { owner } from '../system/tenants.ts';
+import { Attackers } from './attackers.ts';
+import type { AttackReport } from './attackers-child.ts';
 import type { SoakOptions } from './command.ts';
 import { Fleet, type Member } from './fleet.ts';
 import { measureCapacity, rateWithinShare } from './honest-rate.ts';
-import { type AttackerCounts, attackInTurn, hostileTenants } from './hostile-rotation.ts';
+import { type AttackerCounts, hostileTenants } from './hostile-rotation.ts';
 import { judge, type Outcome } from './judge.ts';
 import { countMix, KINDS, type Kind, type MixCounts, makeMix, sendMix } from './mix.ts';
 import { type Difference, makeReferences, type StreamRecord } from './streams.ts';
 import { comeBack } from './strikes.ts';
 import { type ProcessTrend, type Sample, trendOf } from './trend.ts';
-import { type AttackTurn, compareWaits, judgeWaits, type Span, type WaitComparison } from './waits.ts';
+import { compareWaits, judgeWaits, type Span, type WaitComparison } from './waits.ts';
 
 interface SoakRunOptions
   extends Pick<
@@ -117,14 +120,12 @@ async function soak(
     over.abort();
   };
   const disturbing = calmOver.then(() => disturb(fleet, options, struck, now, over.signal)).catch(fail);
-  const turns: AttackTurn[] = [];
-  const onTurn = (turn: AttackTurn) => turns.push(turn);
-  const attacking = calmOver.then(() => attackInTurn(fleet, seed, over.signal, now, onTurn)).catch(fail);
+  const attacking = calmOver.then(() => attack(fleet, seed, now, over.signal)).catch(fail);
   const report = () => options.onProgress(lookBack(now(), options, ended, samples), true);
   await untilOver(minutes * MINUTE_MS, options, now, report, over.signal);
   over.abort();
   const lastedMs = now();
-  const [sentOf, attackers = []] = await Promise.all([traffic, attacking, watching, disturbing]);
+  const [sentOf, { attackers, turns } = NOBODY_ATTACKED] = await Promise.all([traffic, attacking, watching, disturbing]);
   const { strikes, problems, ...counts } = struck;
   const remains = await fleet.settle();
   const trends = await Promise.all(
@@ -148,6 +149,22 @@ async function soak(
     ...{ sent, ok, left, failed, lostTokens, doubledTokens, broken, honest, mix: countMix(sentOf) },
     ...{ ...counts, waits, attackers, trends, differences },
   };
+}
+
+const NOBODY_ATTACKED: AttackReport = { attackers: [], turns: [] };
+
+/** Lets all tenants but the first, who is honest, attack until the signal is aborted. */
+async function attack(
+  { url, capacity, tenants }: Fleet,
+  seed: number,
+  now: () => number,
+  until: AbortSignal,
+): Promise<AttackReport> {
+  const hostile = tenants.slice(1);
+  if (hostile.length === 0 || until.aborted) return NOBODY_ATTACKED;
+  const attackers = await Attackers.start({ url, capacity, hostile, seed }, now);
+  if (!until.aborted) await once(until, 'abort');
+  return attackers.end();
 }
 
 /** Waits until the soak's time is over, or somebody ends it, and reports every minute. */

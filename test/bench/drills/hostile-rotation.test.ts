@@ -1,10 +1,8 @@
 import { once } from 'node:events';
 import { type AddressInfo, createServer } from 'node:net';
 import { expect, onTestFinished, test, vi } from 'vitest';
-import type { Fleet } from '../../../bench/drills/fleet.ts';
 import { attackInTurn, hostileTenants } from '../../../bench/drills/hostile-rotation.ts';
 import type { AttackTurn } from '../../../bench/drills/waits.ts';
-import { tenant } from '../../../bench/system/tenants.ts';
 
 test('hostile tenants go from attack to attack, each with its own key, until they are told to stop', async () => {
   const heads = new Set<string>();
@@ -20,13 +18,12 @@ test('hostile tenants go from attack to attack, each with its own key, until the
   const hostile = hostileTenants(50);
   expect(hostile.map(({ limits }) => limits)).toEqual(Array(2).fill({ max_inflight: 64, tokens_per_minute: 50 }));
   const { port } = server.address() as AddressInfo;
-  const fleet = { url: `http://127.0.0.1:${port}`, capacity: 64, tenants: [tenant('honest'), ...hostile] };
+  const rotation = { url: `http://127.0.0.1:${port}`, capacity: 64, hostile, seed: 1 };
   const over = new AbortController();
   const timers = vi.spyOn(globalThis, 'setTimeout');
   const told: AttackTurn[] = [];
   const running = attackInTurn(
-    fleet as unknown as Fleet,
-    1,
+    rotation,
     over.signal,
     () => 7,
     (turn) => told.push(turn),
