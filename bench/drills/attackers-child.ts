@@ -4,11 +4,11 @@
  */
 import { stepBack } from '../../services/lib/process/priority.ts';
 import { serveTasks } from '../harness/task-process.ts';
-import { type AttackerCounts, attackInTurn, type Rotation } from './hostile-rotation.ts';
+import { ATTACKERS_NICE, type AttackerCounts, attackInTurn, type Rotation } from './hostile-rotation.ts';
 import type { AttackTurn } from './waits.ts';
 
 export type AttackTask =
-  | { readonly do: 'begin'; readonly rotation: Rotation; readonly nice: number }
+  | { readonly do: 'begin'; readonly rotation: Rotation }
   | { readonly do: 'end' };
 
 export interface AttackReport {
@@ -30,7 +30,7 @@ async function attack(rotation: Rotation): Promise<AttackReport> {
 
 async function perform(task: AttackTask): Promise<AttackReport | undefined> {
   if (task.do === 'begin') {
-    stepBack(task.nice);
+    stepBack(ATTACKERS_NICE);
     attacking = attack(task.rotation);
     attacking.catch(() => {}); // the answer to `end` says it
     return undefined;

@@ -7,8 +7,6 @@ import { TaskProcess } from '../harness/task-process.ts';
 import type { AttackReport, AttackTask } from './attackers-child.ts';
 import type { Rotation } from './hostile-rotation.ts';
 
-/** The lowest priority that there is: attackers have the CPU that nobody else wants. */
-export const ATTACKERS_NICE = 19;
 /** Limit for the beginning, and for the end of all attacks, in ms: both take a moment. */
 const TIMEOUT_MS = 30_000;
 
@@ -29,7 +27,7 @@ export class Attackers {
   static async start(rotation: Rotation, now: () => number): Promise<Attackers> {
     const attackers = new Attackers(now);
     try {
-      await attackers.#ask({ do: 'begin', rotation, nice: ATTACKERS_NICE });
+      await attackers.#ask({ do: 'begin', rotation });
       attackers.#beganMs = now();
       return attackers;
     } catch (error) {

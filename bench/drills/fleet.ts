@@ -31,6 +31,8 @@ export interface FleetOptions {
   readonly gateways?: number;
   /** Tokens that one slot holds. */
   readonly capacity?: number;
+  /** Slots of each prefill worker, in which the KV of prompts stays to be reused; {@link SLOTS} if not given. */
+  readonly prefillSlots?: number;
   /** A bundle that is to take the place of the other: one worker of each pool and an indexer serve it beside them. */
   readonly candidate?: string | undefined;
   /**
@@ -67,6 +69,7 @@ export interface Vitals {
 export const STALL_TIMEOUT_MS = 2_000;
 const LEASE_MS = 5_000;
 const CAPACITY = 1024;
+const SLOTS = 8;
 const LOOK_TIMEOUT_MS = 2_000;
 
 export class Fleet {
@@ -116,8 +119,9 @@ export class Fleet {
     };
     try {
       const keys: Flags = tenants.length > 0 ? { apiKeysFile: await writeKeys(logs, tenants) } : {};
-      const common = { threads: 1, slots: 8, capacity, metricsPort: 0, drainTimeoutMs: 10_000, nice: WORKERS_NICE };
+      const common = { threads: 1, slots: SLOTS, capacity, metricsPort: 0, drainTimeoutMs: 10_000, nice: WORKERS_NICE };
       const prefillOnly = { kvLeaseMs: LEASE_MS };
+      const prefillSlots = { slots: options.prefillSlots ?? SLOTS };
       const sequences = { queueSequences: 256 };
       const decodeOnly = { ...sequences, nice: decodeNice(WORKERS_NICE) };
       const index = { store, threads: 1, metricsPort: 0, nice: WORKERS_NICE };
@@ -126,7 +130,7 @@ export class Fleet {
       const beside = options.candidate && add('indexer', 1, { ...index, model: options.candidate, nice: 19 });
       const prefill = colocated
         ? pool('colocated', { ...common, ...prefillOnly, ...sequences })
-        : pool('prefill', { ...common, ...prefillOnly });
+        : pool('prefill', { ...common, ...prefillOnly, ...prefillSlots });
       const decode = colocated ? prefill : pool('decode', { ...common, ...decodeOnly });
       const [prefillWorkers, decodeWorkers, indexer] = await Promise.all([prefill, decode, indexing, beside]);
       const ofGateway = {

@@ -45,6 +45,9 @@ export const hostileTenants = (tokensPerMinute: number): Tenant[] =>
     tenant(name, { max_inflight: MAX_INFLIGHT, tokens_per_minute: tokensPerMinute }),
   );
 
+/** Niceness of the attackers' process, the highest that there is: they have the CPU that nobody else wants. */
+export const ATTACKERS_NICE = 19;
+
 /** The system that is attacked, and who attacks it. */
 export interface Rotation {
   readonly url: string;

@@ -1,6 +1,7 @@
 /** The reports of `bench drills` and `bench soak`. */
 import { figure, mebibytes, table } from '../report/markdown.ts';
 import type { Bench, Report } from '../report/report.ts';
+import { ATTACKERS_NICE } from './hostile-rotation.ts';
 import type { DrillsResult } from './judge.ts';
 import type { Slope } from './slope.ts';
 import type { SoakResult } from './soak.ts';
@@ -77,10 +78,13 @@ export const SOAK_BENCH: Bench<SoakResult> = {
     buffers: 'memory outside of V8’s heap that V8 counts, such as buffers',
     staged: 'KV of a prefill worker that no decode worker has taken yet: MiB at its peak, and bytes at the end',
     TTFT: 'ms from sending a request to its first token, over completions and keystrokes that ended well',
-    'calm, attacked, struck':
-      'requests before the attacks begin; after that; and those that waited while a worker ' +
+    'undisturbed, calm, attacked, struck':
+      'requests before anything is struck or anybody attacks; while workers are killed and restarted, and nobody ' +
+      'attacks; while workers are, and tenants attack; and those of both that waited while a worker ' +
       'was away, which are replayed or queue for fewer workers, and are not ' +
       'compared; two tenants attack at a time, so a request that is attacked counts in two rows of attacks',
+    'hostile tenants':
+      `their clients run in a process of their own at niceness ${ATTACKERS_NICE}, as on a machine of their own: they have the CPU that nobody else wants`,
   },
   report: ({ result }) => reportSoak(result),
   headline: ({ minutes, sent, lostTokens, doubledTokens, waits, broken }) =>
@@ -122,10 +126,10 @@ function honestOf({ honest }: Partial<SoakResult>): string[] {
 }
 
 /** Artifacts that were made before attackers took part have no waits. */
-function waitsOf({ waits, attackers, calmMinutes }: Partial<SoakResult>): string[] {
-  if (!waits || !attackers || calmMinutes === undefined) return [];
-  const { calm, attacked, struck, byAttack = {} } = waits; // artifacts did not tell attacks apart before 2026-11-30
-  const named = Object.entries({ calm, attacked, struck, ...byAttack });
+function waitsOf({ waits, attackers, calmMinutes, undisturbedMinutes }: Partial<SoakResult>): string[] {
+  if (!waits || !attackers || calmMinutes === undefined || undisturbedMinutes === undefined) return [];
+  const { undisturbed, calm, attacked, struck, byAttack } = waits;
+  const named = Object.entries({ undisturbed, calm, attacked, struck, ...byAttack });
   const rows = named.map(([name, { count, p50, p90, p99 }]) => {
     return [name in byAttack ? `attacked by ${name}` : name, String(count), figure(p50), figure(p90), figure(p99)];
   });
@@ -133,7 +137,7 @@ function waitsOf({ waits, attackers, calmMinutes }: Partial<SoakResult>): string
     return `${tenant} sent ${sent} measured requests and got ${tokens} tokens, refused: ${counts(refused)}`;
   });
   const verdict = canCompare(waits)
-    ? `Beside attackers p99 was ${figure(riseOf(waits))} times that of the first ${figure(calmMinutes)} minutes, which were calm; at most ${MOST_RISE} is promised.`
+    ? `Beside attackers p99 was ${figure(riseOf(waits))} times that of ${figure(calmMinutes)} calm minutes; at most ${MOST_RISE} is promised. The first ${figure(undisturbedMinutes)} minutes were undisturbed.`
     : `There are too few requests to judge p99: ${JUDGED_FROM_COUNT} are needed on each side.`;
   const head = ['TTFT, ms', 'requests', 'p50', 'p90', 'p99'];
   return [table(head, rows), [verdict, ...of.map((text) => `${text}.`)].join(' ')];

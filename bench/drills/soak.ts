@@ -1,6 +1,6 @@
 /**
- * `bench soak` sends a mix of load for hours. First nobody attacks and nothing is struck; then hostile tenants attack,
- * and workers are restarted and killed. The gateway, the indexer and the first worker of each pool are not restarted,
+ * `bench soak` sends a mix of load for hours. First nobody attacks and nothing is struck; then workers are restarted and
+ * killed; then hostile tenants attack as well. The gateway, the indexer and the first worker of each pool are not restarted,
  * and their memory and open files are watched.
  */
 import { once } from 'node:events';
@@ -27,7 +27,7 @@ import { countMix, KINDS, type Kind, type MixCounts, makeMix, sendMix } from './
 import { type Difference, makeReferences, type StreamRecord } from './streams.ts';
 import { comeBack } from './strikes.ts';
 import { type ProcessTrend, type Sample, trendOf } from './trend.ts';
-import { compareWaits, judgeWaits, type Span, type WaitComparison } from './waits.ts';
+import { compareWaits, judgeWaits, type Phases, type Span, type WaitComparison } from './waits.ts';
 
 interface SoakRunOptions
   extends Pick<
@@ -47,6 +47,8 @@ export interface SoakResult extends Outcome {
   /** Whether somebody ended it before its time. */
   readonly endedEarly: boolean;
   /** Duration of the part in which nobody attacked and nothing was struck. */
+  readonly undisturbedMinutes: number;
+  /** Duration of the part after that, in which nobody attacked. */
   readonly calmMinutes: number;
   /** Rate of the honest traffic, and what it was derived from; undefined where the rate was given. */
   readonly honest: { readonly rate: number; readonly capacity: number | undefined };
@@ -64,10 +66,17 @@ export interface SoakResult extends Outcome {
 const SAMPLE_EVERY_MS = 2_000;
 const REFERENCES = 8;
 const MINUTE_MS = 60_000;
+/** The parts before the attacks: each a share of the time, or so long. */
+const UNDISTURBED = { share: 1 / 12, longestMs: 5 * MINUTE_MS };
+const CALM = { share: 1 / 6, longestMs: 10 * MINUTE_MS };
+/** Share of the undisturbed part that does not count, as systems warm up. */
+const WARMUP_SHARE = 0.2;
 /**
- * The calm part: a share of the time, as long as p99 needs. The first part of it does not count, as systems warm up.
+ * Slots of each prefill worker. The honest tenant has 16 prompts, 8 of either repository, which stay cached in its
+ * share of the slots: a third of those of two workers. With fewer, it would keep more than its share while it is alone,
+ * and lose that to attackers by right.
  */
-const CALM = { share: 1 / 6, longestMs: 10 * MINUTE_MS, warmupShare: 0.1 };
+const PREFILL_SLOTS = 24;
 
 export async function runSoak(model: BenchModel, options: SoakRunOptions): Promise<SoakResult> {
   const { data, honestOnly, hostileTokens, onProgress, stop } = options;
@@ -79,7 +88,7 @@ export async function runSoak(model: BenchModel, options: SoakRunOptions): Promi
   const prompts = await PromptMaker.load(options.repo, options.path, model.tokenizer);
   const hostile = hostileTenants(hostileTokens);
   const tenants = [owner(), ...(honestOnly ? [] : hostile)];
-  const fleet = await Fleet.start({ bundle, store, data, workers: 2, tenants });
+  const fleet = await Fleet.start({ bundle, store, data, workers: 2, tenants, prefillSlots: PREFILL_SLOTS });
   try {
     const references = await makeReferences(fleet, prompts, REFERENCES);
     const mix = await makeMix(fleet, options.path, references);
@@ -94,6 +103,16 @@ export async function runSoak(model: BenchModel, options: SoakRunOptions): Promi
   }
 }
 
+/** The parts of a run of `lastsMs` before the attacks. */
+function phasesOf(lastsMs: number): Phases {
+  const lengthOf = ({ share, longestMs }: typeof CALM) => Math.min(longestMs, share * lastsMs);
+  const calmFromMs = lengthOf(UNDISTURBED);
+  return {
+    undisturbed: { fromMs: WARMUP_SHARE * calmFromMs, toMs: calmFromMs },
+    calm: { fromMs: calmFromMs, toMs: calmFromMs + lengthOf(CALM) },
+  };
+}
+
 /** Sends the traffic, disturbs it, and judges what was seen. */
 async function soak(
   fleet: Fleet,
@@ -104,7 +123,8 @@ async function soak(
   const { rate } = honest;
   const startMs = performance.now();
   const now = () => performance.now() - startMs;
-  const calmMs = Math.min(CALM.longestMs, CALM.share * minutes * MINUTE_MS);
+  const phases = phasesOf(minutes * MINUTE_MS);
+  const attackFromMs = phases.calm.toMs;
   const over = new AbortController();
   const watched = [...fleet.of('gateway'), fleet.of('prefill')[0]!, fleet.of('decode')[0]!, ...fleet.of('indexer')];
   const pids = watched.map(({ process }) => process.pid);
@@ -112,15 +132,15 @@ async function soak(
   const ended: StreamRecord[] = [];
   const traffic = sendMix(fleet, mix, { rate, seed, onRecord: (record) => ended.push(record) }, startMs, over.signal);
   const watching = watch(fleet, watched, samples, startMs, over.signal);
-  const calmOver = sleep(calmMs, undefined, { signal: over.signal }).catch(() => {});
+  const after = (ms: number) => sleep(ms, undefined, { signal: over.signal }).catch(() => {});
   const struck: Struck = { restarts: 0, kills: 0, strikes: [], problems: [] };
   // An error ends the soak early, and what was seen until then is kept.
   const fail = (error: unknown) => {
     struck.problems.push(`the soak failed: ${ServingError.from(error).message}`);
     over.abort();
   };
-  const disturbing = calmOver.then(() => disturb(fleet, options, struck, now, over.signal)).catch(fail);
-  const attacking = calmOver.then(() => attack(fleet, seed, now, over.signal)).catch(fail);
+  const disturbing = after(phases.calm.fromMs).then(() => disturb(fleet, options, struck, now, over.signal)).catch(fail);
+  const attacking = after(attackFromMs).then(() => attack(fleet, seed, now, over.signal)).catch(fail);
   const report = () => options.onProgress(lookBack(now(), options, ended, samples), true);
   await untilOver(minutes * MINUTE_MS, options, now, report, over.signal);
   over.abort();
@@ -131,13 +151,12 @@ async function soak(
   const trends = await Promise.all(
     watched.map(async (member) => {
       const { name } = member.process;
-      return trendOf(name, samples.get(name) ?? [], calmMs, await fleet.vitals(member));
+      return trendOf(name, samples.get(name) ?? [], attackFromMs, await fleet.vitals(member));
     }),
   );
   const died = watched.flatMap(({ process: { name, pid } }, i) => (pid === pids[i] ? [] : [`${name} died`]));
   const grows = trends.filter((trend) => trend.grows !== '').map(({ name, grows }) => `${name}: ${grows}`);
-  const calm = { fromMs: CALM.warmupShare * calmMs, toMs: calmMs };
-  const waits = compareWaits([...sentOf.completions, ...sentOf.keystrokes], calm, strikes, turns);
+  const waits = compareWaits([...sentOf.completions, ...sentOf.keystrokes], phases, strikes, turns);
   const records = KINDS.flatMap((kind) => sentOf[kind]);
   const found = [remains, ...died, ...problems, ...grows, judgeWaits(waits)].filter((text) => text !== '').join('; ');
   const { sent, ok, left, failed, lostTokens, doubledTokens, broken } = judge({ name: 'soak' }, records, [], found);
@@ -145,7 +164,9 @@ async function soak(
     sentOf[kind].flatMap(({ difference, sentMs }) => (difference ? [{ ...difference, kind, sentMs }] : [])),
   );
   return {
-    ...{ minutes: lastedMs / MINUTE_MS, endedEarly: options.stop.aborted, calmMinutes: calmMs / MINUTE_MS },
+    ...{ minutes: lastedMs / MINUTE_MS, endedEarly: options.stop.aborted },
+    undisturbedMinutes: phases.calm.fromMs / MINUTE_MS,
+    calmMinutes: (attackFromMs - phases.calm.fromMs) / MINUTE_MS,
     ...{ sent, ok, left, failed, lostTokens, doubledTokens, broken, honest, mix: countMix(sentOf) },
     ...{ ...counts, waits, attackers, trends, differences },
   };

@@ -1,7 +1,8 @@
 /**
  * Compares how long honest requests wait for their first token with and without attackers. A worker that is killed or
  * restarted makes requests wait as well, because they are replayed and its share of the work falls to the others: so
- * requests that waited while a worker was away are counted by themselves, and not compared.
+ * requests that waited while a worker was away are counted by themselves, and not compared. When it is back its cache
+ * is empty, so both sides of the comparison are times in which workers are struck.
  */
 import { type Percentiles, percentiles } from '../measure/latency.ts';
 import type { StreamRecord } from './streams.ts';
@@ -21,8 +22,18 @@ interface Waits extends Percentiles {
   readonly count: number;
 }
 
+/** The parts of a run before the attacks. */
+export interface Phases {
+  /** Nobody attacks, and nothing is struck. */
+  readonly undisturbed: Span;
+  /** Nobody attacks, and workers are struck. It begins where the other one ends; the attacks begin at its end. */
+  readonly calm: Span;
+}
+
 export interface WaitComparison {
   /** TTFT in ms while nobody attacks and nothing is struck. */
+  readonly undisturbed: Waits;
+  /** TTFT in ms while nobody attacks, without those that are struck. */
   readonly calm: Waits;
   /** TTFT in ms of the requests after that, except for those that are struck. */
   readonly attacked: Waits;
@@ -38,25 +49,26 @@ export const MOST_RISE = 1.5;
 export const JUDGED_FROM_COUNT = 300;
 
 /**
- * @param calm the time in which nobody attacks.
+ * @param phases what comes before the attacks. Requests before the undisturbed part do not count.
  * @param strikes times in which a worker was away.
  * @param turns attacks after the calm time.
  */
 export function compareWaits(
   records: readonly StreamRecord[],
-  calm: Span,
+  { undisturbed, calm }: Phases,
   strikes: readonly Span[],
   turns: readonly AttackTurn[],
 ): WaitComparison {
-  const groups = { calm: [] as number[], attacked: [] as number[], struck: [] as number[] };
+  const groups = { undisturbed: [] as number[], calm: [] as number[], attacked: [] as number[], struck: [] as number[] };
+  const phaseAt = (ms: number) => (ms < undisturbed.toMs ? 'undisturbed' : ms < calm.toMs ? 'calm' : 'attacked');
   const ofAttacks = new Map(turns.map(({ attack }) => [attack, [] as number[]]));
   for (const { outcome, sentMs, firstMs } of records) {
-    if (outcome !== 'ok' || firstMs === undefined || sentMs < calm.fromMs) continue;
+    if (outcome !== 'ok' || firstMs === undefined || sentMs < undisturbed.fromMs) continue;
     const during = ({ fromMs, toMs }: Span) => sentMs < toMs && firstMs > fromMs;
     const struck = strikes.some(during);
-    // A request on the border belongs to neither side.
-    if (!struck && sentMs < calm.toMs && firstMs >= calm.toMs) continue;
-    const group = struck ? 'struck' : sentMs < calm.toMs ? 'calm' : 'attacked';
+    // A request on a border belongs to neither side.
+    if (!struck && phaseAt(sentMs) !== phaseAt(firstMs)) continue;
+    const group = struck ? 'struck' : phaseAt(sentMs);
     groups[group].push(firstMs - sentMs);
     if (group !== 'attacked') continue;
     const attacks = new Set(turns.filter(during).map(({ attack }) => attack));
@@ -64,7 +76,10 @@ export function compareWaits(
   }
   const waits = (of: readonly number[]): Waits => ({ count: of.length, ...percentiles(of) });
   const byAttack = Object.fromEntries([...ofAttacks].map(([attack, of]) => [attack, waits(of)]));
-  return { calm: waits(groups.calm), attacked: waits(groups.attacked), struck: waits(groups.struck), byAttack };
+  return {
+    ...{ undisturbed: waits(groups.undisturbed), calm: waits(groups.calm) },
+    ...{ attacked: waits(groups.attacked), struck: waits(groups.struck), byAttack },
+  };
 }
 
 /** Whether there are enough requests to compare. */

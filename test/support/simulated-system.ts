@@ -43,8 +43,10 @@ export interface SystemShape {
   readonly stepMs?: number;
   /** Delay of a message between gateways, in ms; undefined for one that is lost. */
   readonly delayMs?: (to: number) => number | undefined;
-  /** Queue order, and the time before sequences make way, as in the product. */
+  /** Time before sequences make way, in ms; {@link PREEMPT_AFTER_MS} if not given. */
   readonly preemptAfterMs?: number;
+  /** Slots of each worker that are left to tenants below their share; 1 if not given, as in the product. */
+  readonly spareSlots?: number;
 }
 
 const OVER = new Error('the simulation is over');
@@ -119,7 +121,8 @@ export function simulatedSystem(shape: SystemShape = {}) {
     vi.useRealTimers();
   };
   onTestFinished(stop);
-  const { weights = {}, slots = [4], gateways = 1, stepMs = 2, preemptAfterMs = PREEMPT_AFTER_MS } = shape;
+  const { weights = {}, slots = [4], gateways = 1, stepMs = 2 } = shape;
+  const { preemptAfterMs = PREEMPT_AFTER_MS, spareSlots = 1 } = shape;
   const rate = shape.prefillTokensPerSecond ?? 10_000;
   const weightOf = (tenant: string) => weights[tenant] ?? 1;
   const prefill = new Prefill(rate);
@@ -183,6 +186,7 @@ export function simulatedSystem(shape: SystemShape = {}) {
       queueOrder: 'fifo',
       connectTimeoutMs: 60_000,
       preemptAfterMs,
+      spareSlots,
       exchange,
     });
     const hear = (from: string, news: unknown) => {

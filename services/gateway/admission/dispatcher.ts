@@ -4,8 +4,9 @@
  * reserved at the moment of the check, so that a burst cannot pass the check together.
  *
  * What is granted is a sequence: those of one prompt whose turns come together are granted together, and those for
- * which there is no room wait on and hold nothing. A prompt that finds all slots taken by tenants with more than their
- * share gets one of them after a moment (preemption.ts).
+ * which there is no room wait on and hold nothing. Tenants with their share of the slots leave some free for others
+ * (spare-slots.ts). A prompt that finds all slots taken by tenants with more than their share gets one of them after a
+ * moment (preemption.ts).
  */
 import { ServingError } from '../../lib/process/errors.ts';
 import { metrics, partOf } from '../../lib/process/metrics.ts';
@@ -34,9 +35,10 @@ import {
 } from './service-exchange.ts';
 import { ServiceRate } from './service-rate.ts';
 import type { AdmissionConfig } from './settings.ts';
+import { ActiveTenants, leavesSpare } from './spare-slots.ts';
 
 export interface DispatcherOptions
-  extends Pick<AdmissionConfig, 'targetTtftMs' | 'queueOrder' | 'preemptAfterMs'>,
+  extends Pick<AdmissionConfig, 'targetTtftMs' | 'queueOrder' | 'preemptAfterMs' | 'spareSlots'>,
     Pick<WorkerPoolConfig, 'connectTimeoutMs'> {
   readonly pool: Pick<
     WorkerPool,
@@ -141,6 +143,7 @@ export class Dispatcher {
   #holders: SlotHolders<RunningSequence> | undefined;
   #placed = 0;
   readonly #rate = new ServiceRate();
+  readonly #active = new ActiveTenants();
   /** Start of the outage that lasts now, on our clock; undefined while there are workers. */
   #outageSinceMs: number | undefined = -Infinity;
   /** End of the last outage, on our clock. */
@@ -169,6 +172,7 @@ export class Dispatcher {
     if (this.#now() - (this.#outageSinceMs ?? Infinity) >= this.#patienceMs(prompt.wasServed)) {
       this.#options.pool.assertUsable();
     }
+    this.#active.asked(prompt.tenant, this.#now());
     if (prompt.isReplay) this.#replays.push(prompt);
     else if (prompt.cameBack) this.#queue.add(prompt);
     else this.#admit(prompt);
@@ -358,8 +362,24 @@ export class Dispatcher {
     return this.#replays[0] ?? this.#claim?.prompt ?? this.#firstInQueue;
   }
 
-  /** The first prompt that need not leave a free slot to a tenant with less than its share. */
+  /** The first prompt, or where it has to leave the free slots to others, the first of those that need not. */
   get #firstInQueue(): QueuedPrompt | undefined {
+    const first = this.#firstByNews;
+    if (first === undefined || !this.#leavesSpare(first)) return first;
+    return this.#queue.firstOf((prompt) => !this.#leavesSpare(prompt)) ?? first;
+  }
+
+  /** Whether the slots that are free are left to tenants below their share. */
+  #leavesSpare({ tenant, needs, continues }: Pick<QueuedPrompt, 'tenant' | 'needs' | 'continues'>): boolean {
+    const { pool, spareSlots } = this.#options;
+    if (!continues || spareSlots === 0) return false;
+    const { counts } = this.#slotHolders;
+    const active = this.#active.at(this.#now());
+    return leavesSpare(tenant, counts, pool.decodeRoom(needs), active, spareSlots, this.#standing);
+  }
+
+  /** The first prompt that need not leave a free slot to a tenant of another gateway with less than its share. */
+  get #firstByNews(): QueuedPrompt | undefined {
     const { exchange } = this.#options;
     if (exchange === undefined) return this.#queue.first;
     const [nowMs, latestMs] = [this.#now(), this.#options.preemptAfterMs + PATIENCE_MS];
@@ -450,14 +470,15 @@ export class Dispatcher {
   }
 
   /**
-   * Whether a prompt must not be sent now though the workers would take it: where all slots are taken it would wait in
-   * the worker. A tenant with more than its share must not wait there before others, and one with less waits here for
-   * a slot that is made free for it.
+   * Whether a prompt must not be sent now though the workers would take it. It may have to leave the last free slots to
+   * others. Where all slots are taken it would wait in the worker: a tenant with more than its share must not wait there
+   * before others, and one with less waits here for a slot that is made free for it.
    */
   #waitsForSlot(prompt: QueuedPrompt): boolean {
     const { tenant, needs } = prompt;
     const decoders = this.#options.pool.decodeRoom(needs);
-    if (decoders.length === 0 || decoders.some(({ freeSlots }) => freeSlots > 0)) return false;
+    if (decoders.length === 0) return false;
+    if (decoders.some(({ freeSlots }) => freeSlots > 0)) return !prompt.isReplay && this.#leavesSpare(prompt);
     if (this.#leaving.size > 0) return true;
     const [holders, standing] = [this.#slotHolders, this.#standing];
     const others = new Set([...this.#queue.firsts.map((other) => other.tenant), ...holders.counts.keys()]);
@@ -486,9 +507,11 @@ export class Dispatcher {
       const decoders = this.#options.pool.decodeRoom(sequence.needs);
       const own = decoders.find(({ address }) => address === sequence.address);
       if (own === undefined || own.freeSlots >= 0) continue;
-      const isFree = decoders.some(({ freeSlots }) => freeSlots > 0);
-      if (!isFree && (this.#recalledMs.has(sequence.tenant) || !this.#couldGain(sequence, decoders))) continue;
-      if (!isFree) this.#recalledMs.set(sequence.tenant, nowMs);
+      const { tenant, needs } = sequence;
+      const isFree =
+        decoders.some(({ freeSlots }) => freeSlots > 0) && !this.#leavesSpare({ tenant, needs, continues: true });
+      if (!isFree && (this.#recalledMs.has(tenant) || !this.#couldGain(sequence, decoders))) continue;
+      if (!isFree) this.#recalledMs.set(tenant, nowMs);
       this.#callBack([sequence]);
       return;
     }

@@ -22,6 +22,8 @@
 import type { DecodeRoom } from '../workers/worker-pool.ts';
 import { LARGEST_LEAD } from './fair-queue.ts';
 
+type FreeSlots = Pick<DecodeRoom, 'address' | 'freeSlots'>;
+
 /** A sequence that was given to a decode worker. */
 export interface PlacedSequence {
   readonly tenant: string;
@@ -113,7 +115,7 @@ export function sequencesToPreempt<S extends PlacedSequence>(
   tenant: string,
   wanted: number,
   holders: SlotHolders<S>,
-  decoders: readonly DecodeRoom[],
+  decoders: readonly FreeSlots[],
   standing: Standing,
 ): Exchange<S> {
   const victims: S[] = [];
@@ -135,7 +137,7 @@ export function sequencesToYield<S extends PlacedSequence>(
   tenant: string,
   wanted: number,
   holders: SlotHolders<S>,
-  decoders: readonly DecodeRoom[],
+  decoders: readonly FreeSlots[],
   standing: Standing,
 ): readonly S[] {
   const victims: S[] = [];
@@ -153,7 +155,7 @@ export function sequencesToYield<S extends PlacedSequence>(
 function* waysFor<S extends PlacedSequence>(
   tenant: string,
   holders: SlotHolders<S>,
-  decoders: readonly DecodeRoom[],
+  decoders: readonly FreeSlots[],
   standing: Standing,
 ): Generator<Way<S>> {
   const holdings = new Holdings(holders, standing);

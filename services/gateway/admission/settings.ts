@@ -24,6 +24,12 @@ export const ADMISSION_SETTINGS = {
     .describe(
       'time after which a prompt that finds no slot gets one of a tenant that holds more than its share, in ms',
     ),
+  spareSlots: whole(0)
+    .default(1)
+    .describe(
+      'decode slots of each worker that tenants with their share of slots or more leave free for others, while ' +
+        'several tenants are active: those that asked in the last minute; at most a quarter of its slots',
+    ),
   ...QUEUE_SETTINGS,
   tenantWeights: z
     .string()

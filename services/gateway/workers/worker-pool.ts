@@ -21,6 +21,7 @@ export interface Placement {
 /** A decode worker as a sequence would find it. */
 export interface DecodeRoom {
   readonly address: string;
+  readonly slots: number;
   /** Slots that no sequence has or waits for; below 0 where more sequences wait than there are slots. */
   readonly freeSlots: number;
 }
@@ -238,7 +239,9 @@ export class WorkerPool {
   /** Decode workers whose slots hold so many positions, whatever prefill workers do. */
   slotsFor(positions: number): DecodeRoom[] {
     const hold = this.#decode.usable.filter(({ capacity }) => capacity >= positions);
-    return hold.map((worker) => ({ address: worker.address, freeSlots: freeSlots(worker) }));
+    return hold.map((worker) => {
+      return { address: worker.address, slots: worker.description?.slots ?? 0, freeSlots: freeSlots(worker) };
+    });
   }
 
   /** Slots of the decode workers together, and how many of them sequences have. */

@@ -6,14 +6,11 @@ import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { expect, onTestFinished, test } from 'vitest';
 import type { Attackers as AttackersClass } from '../../../bench/drills/attackers.ts';
-import { hostileTenants } from '../../../bench/drills/hostile-rotation.ts';
+import { ATTACKERS_NICE, hostileTenants } from '../../../bench/drills/hostile-rotation.ts';
 import { PACKAGE_ROOT } from '../../../services/lib/process/package-root.ts';
 
 const built = pathToFileURL(join(PACKAGE_ROOT, 'dist/bench/drills/attackers.js')).href;
-const { Attackers, ATTACKERS_NICE } = (await import(built)) as {
-  Attackers: typeof AttackersClass;
-  ATTACKERS_NICE: number;
-};
+const { Attackers } = (await import(built)) as { Attackers: typeof AttackersClass };
 
 /** A server that answers nothing. @returns its URL, and a promise of the first key that a request carries. */
 async function door() {

@@ -17,12 +17,13 @@ test('the report of a soak says how many requests of each kind it sent, how they
   const counts = { sent: 7, ok: 3, left: 3, failed: {}, lostTokens: 0, doubledTokens: 0, restarts: 0, kills: 0 };
   const { markdown } = SOAK_BENCH.report({
     result: {
-      ...{ minutes: 1, endedEarly: true, calmMinutes: 0.2, ...counts, mix: countMix(sent), trends: [] },
+      ...{ minutes: 1, endedEarly: true, undisturbedMinutes: 0.1, calmMinutes: 0.2, ...counts, mix: countMix(sent), trends: [] },
       honest: { rate: 1.5, capacity: 1_800 },
       ...{
         differences: [],
         broken: '',
         waits: {
+          undisturbed: { ...WAITS, count: 401 },
           calm: WAITS,
           attacked: { ...WAITS, p99: 30 },
           struck: WAITS,
@@ -36,6 +37,7 @@ test('the report of a soak says how many requests of each kind it sent, how they
   expect(markdown).toContain('2 choices (1 ok, 0 left or superseded), 0 uploads (0 ok, 0 left or superseded)');
   expect(markdown).toContain('1800 output tokens/s when it was asked for more; at 1.50 requests/s');
   expect(markdown).toContain('1.00 minutes (ended early)');
+  expect(markdown).toContain('| undisturbed | 401 | 10.0 | 15.0 | 20.0 |');
   expect(markdown).toContain('| attacked | 400 | 10.0 | 15.0 | 30.0 |');
   expect(markdown).toContain('| attacked by flood | 7 | 10.0 | 15.0 | 20.0 |');
   expect(markdown).toContain('Beside attackers p99 was 1.50 times');

@@ -11,21 +11,22 @@ const record = (sentMs: number, ttftMs: number | undefined, outcome: StreamRecor
   doubled: 0,
   longestGapMs: 0,
 });
-const CALM = { fromMs: 100, toMs: 1_000 };
+const PHASES = { undisturbed: { fromMs: 100, toMs: 500 }, calm: { fromMs: 500, toMs: 1_000 } };
 
 describe('the waits of honest requests', () => {
   test('a request counts on the side of the time in which it waited, and on neither if it saw both', () => {
-    const records = [record(50, 1), record(200, 10), record(990, 20), record(1_000, 30), record(2_000, 50)];
-    const { calm, attacked, struck } = compareWaits(records, CALM, [], []);
-    expect([calm.count, attacked.count, struck.count]).toEqual([1, 2, 0]);
-    expect([calm.p50, attacked.p50]).toEqual([10, 40]);
+    const before = [record(50, 1), record(200, 8), record(490, 20)];
+    const records = [...before, record(600, 10), record(990, 20), record(1_000, 30), record(2_000, 50)];
+    const { undisturbed, calm, attacked, struck } = compareWaits(records, PHASES, [], []);
+    expect([undisturbed.count, calm.count, attacked.count, struck.count]).toEqual([1, 1, 2, 0]);
+    expect([undisturbed.p50, calm.p50, attacked.p50]).toEqual([8, 10, 40]);
   });
 
   test('a request that waited while a worker was away is counted by itself', () => {
     const strikes = [{ fromMs: 2_000, toMs: 3_000 }];
     const beside = [record(1_990, 5), record(3_000, 5)];
     const during = [record(1_990, 20), record(2_500, 5), record(2_990, 500)];
-    const { attacked, struck } = compareWaits([...beside, ...during], CALM, strikes, []);
+    const { attacked, struck } = compareWaits([...beside, ...during], PHASES, strikes, []);
     expect([attacked.count, struck.count]).toEqual([2, 3]);
   });
 
@@ -37,7 +38,7 @@ describe('the waits of honest requests', () => {
       { attack: 'later', fromMs: 9_000, toMs: 9_500 },
     ];
     const records = [record(200, 10), record(1_100, 20), record(1_990, 40), record(2_600, 80)];
-    const { byAttack } = compareWaits(records, CALM, [{ fromMs: 2_650, toMs: 2_700 }], turns);
+    const { byAttack } = compareWaits(records, PHASES, [{ fromMs: 2_650, toMs: 2_700 }], turns);
     expect(Object.entries(byAttack).map(([attack, { count, p50 }]) => [attack, count, p50])).toEqual([
       ['flood', 2, 30],
       ['drip', 1, 40],
@@ -47,7 +48,7 @@ describe('the waits of honest requests', () => {
 
   test('a request that did not end well, or got no token, does not count', () => {
     const records = [record(200, 10, 'left'), record(200, 10, 'failed'), record(200, undefined)];
-    expect(compareWaits(records, CALM, [], []).calm.count).toBe(0);
+    expect(compareWaits(records, PHASES, [], []).undisturbed.count).toBe(0);
   });
 
   const waits = (p99: number, count = JUDGED_FROM_COUNT): WaitComparison['calm'] => ({ count, p50: 1, p90: 2, p99 });

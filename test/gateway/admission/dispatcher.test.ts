@@ -55,6 +55,7 @@ function bench(rate: number, targetTtftMs: number, room = 2, options: Partial<Di
     queueOrder: 'fifo',
     connectTimeoutMs: 5,
     preemptAfterMs: 100,
+    spareSlots: 0,
     now: () => nowMs,
     ...options,
   });
@@ -349,6 +350,7 @@ async function onWorkers(slots: readonly number[], options: Partial<DispatcherOp
     queueOrder: 'fifo',
     connectTimeoutMs: 5,
     preemptAfterMs: 100,
+    spareSlots: 0,
     ...options,
   });
   /** Sequences that run, in the order in which they were placed. */

@@ -90,6 +90,7 @@ function system(
       queueOrder: 'fifo',
       connectTimeoutMs: 5,
       preemptAfterMs: 1e9,
+      spareSlots: 0,
       exchange,
       now: () => nowMs,
     });
