@@ -375,7 +375,8 @@ export class Dispatcher {
     if (!continues || spareSlots === 0) return false;
     const { counts } = this.#slotHolders;
     const active = this.#active.at(this.#now());
-    return leavesSpare(tenant, counts, pool.decodeRoom(needs), active, spareSlots, this.#standing);
+    // Further choices of a prompt that is placed already need no room for prefill.
+    return leavesSpare(tenant, counts, pool.slotsFor(needs.positions), active, spareSlots, this.#standing);
   }
 
   /** The first prompt that need not leave a free slot to a tenant of another gateway with less than its share. */
@@ -476,9 +477,10 @@ export class Dispatcher {
    */
   #waitsForSlot(prompt: QueuedPrompt): boolean {
     const { tenant, needs } = prompt;
+    // A slot that others have left to it is its own.
+    if (!prompt.isReplay && prompt !== this.#claim?.prompt && this.#leavesSpare(prompt)) return true;
     const decoders = this.#options.pool.decodeRoom(needs);
-    if (decoders.length === 0) return false;
-    if (decoders.some(({ freeSlots }) => freeSlots > 0)) return !prompt.isReplay && this.#leavesSpare(prompt);
+    if (decoders.length === 0 || decoders.some(({ freeSlots }) => freeSlots > 0)) return false;
     if (this.#leaving.size > 0) return true;
     const [holders, standing] = [this.#slotHolders, this.#standing];
     const others = new Set([...this.#queue.firsts.map((other) => other.tenant), ...holders.counts.keys()]);

@@ -34,7 +34,8 @@ export class ActiveTenants {
 
 /**
  * Whether the slots that are free are left to others: a sequence more would give the tenant more than its share of all
- * slots, and no worker has more of them free than it keeps to spare.
+ * slots, and no worker has more of them free than it keeps to spare. Where none is free, a sequence that waited in a
+ * worker would have the next one: so it waits in the gateway.
  * @param counts sequences of each tenant, by all gateways.
  * @param decoders workers whose slots hold the sequence.
  * @param active tenants that asked for something lately; those that hold sequences count as well.
@@ -50,7 +51,7 @@ export function leavesSpare(
 ): boolean {
   const held = counts.get(tenant) ?? 0;
   // Whatever its share is, one sequence of each tenant may run.
-  if (held === 0 || decoders.every(({ freeSlots }) => freeSlots <= 0)) return false;
+  if (held === 0 || decoders.length === 0) return false;
   const spareOf = (slots: number) => Math.min(spare, Math.floor(slots / SLOTS_PER_SPARE));
   if (decoders.some(({ slots, freeSlots }) => freeSlots > spareOf(slots))) return false;
   const slots = decoders.reduce((sum, worker) => sum + worker.slots, 0);
