@@ -156,7 +156,9 @@ export class PrefillWorker {
 
   #take(): StartedJob | undefined {
     const job = this.#queue.first;
-    const start = job && this.#prefixes.reserve(job.chain, job.prompt.ids.length, tenantOfSalt(job.cacheSalt));
+    const start =
+      job &&
+      this.#prefixes.reserve(job.chain, job.prompt.ids.length, tenantOfSalt(job.cacheSalt), job.requestId);
     if (job === undefined || start === undefined) return undefined;
     this.#queue.remove(job);
     return { job, start };
@@ -183,7 +185,7 @@ export class PrefillWorker {
       job.accept({ lease, queueSeconds });
       const result = await this.#computer.compute(job, start, lease, (rest) => this.#runShorterFirst(job, rest));
       job.signal.throwIfAborted(); // `cancel` leaves the end of an incomplete lease to us
-      this.#prefixes.add(lease.slot.index, job.chain, length, tenantOfSalt(job.cacheSalt));
+      this.#prefixes.add(lease.slot.index, job.chain, length, tenantOfSalt(job.cacheSalt), job.requestId);
       const firstTokenIds = result.tokens.map((token) => token.id);
       this.#leases.complete(lease, firstTokenIds);
       this.#queue.measured(length - result.cachedTokens, result.seconds);
@@ -211,7 +213,7 @@ export class PrefillWorker {
   #abandon(job: QueuedJob, lease: Lease, error: unknown): void {
     if (job.signal.aborted) {
       // The next try can start from these.
-      this.#prefixes.add(lease.slot.index, job.chain, lease.computed, tenantOfSalt(job.cacheSalt));
+      this.#prefixes.add(lease.slot.index, job.chain, lease.computed, tenantOfSalt(job.cacheSalt), job.requestId);
       this.#leases.end(lease, 'cancelled', error);
     } else {
       this.#log.error({ err: error, request_id: job.requestId, trace_id: job.traceId }, 'prefill failed');

@@ -7,7 +7,8 @@
  * prompts.
  *
  * Where room is needed, prompts that no later one has started from go first (segmented LRU: R. Karedla et al., 1994),
- * so that a flood of new prompts does not drop those that somebody is typing. Of either kind, the tenant that has the
+ * so that a flood of new prompts does not drop those that somebody is typing. A request that comes again with the same
+ * prompt, for more of its choices, is no later one: nobody types on from it. Of either kind, the tenant that has the
  * most loses the one that was used least recently, so that a tenant cannot drop the prompts of another one by asking
  * for its own again and again.
  */
@@ -41,8 +42,10 @@ interface CachedPrompt {
   readonly slot: number;
   readonly chain: PromptChain;
   readonly tenant: string;
+  /** The request that computed it; undefined where that is not known. */
+  readonly request: string | undefined;
   lastUsed: number;
-  /** Whether a later prompt started from it, or it started itself from what the slot held. */
+  /** Whether a later prompt started from it, or it started itself from what a slot held of an earlier one. */
   reused: boolean;
   /** Copies being made from it. While there are any, it is neither evicted nor written to. */
   pins: number;
@@ -52,7 +55,7 @@ export class PrefixCache {
   readonly #pool: KvPool;
   /** By slot. Each slot is kept, or still held by the part that computed the prompt. */
   readonly #entries = new Map<number, CachedPrompt>();
-  /** Held slots that a prompt took over with their content. */
+  /** Held slots that a later prompt took over with their content. */
   readonly #takenOver = new Set<number>();
   #clock = 0;
 
@@ -66,13 +69,14 @@ export class PrefixCache {
    * taken over if most of its content is shared; from any other the shared beginning is copied, which costs a hundredth
    * of computing it.
    * @param tenant whose prompt it is.
+   * @param request that it is of.
    */
-  reserve(chain: PromptChain, promptTokens: number, tenant = ''): PrefixSlot | undefined {
+  reserve(chain: PromptChain, promptTokens: number, tenant = '', request?: string): PrefixSlot | undefined {
     const match = this.#longest(chain);
     if (match === undefined) return this.#reserveEmpty(promptTokens, tenant);
     const { entry, blocks } = match;
     entry.lastUsed = ++this.#clock;
-    entry.reused = true;
+    if (request === undefined || entry.request !== request) entry.reused = true;
     const positions = reusable(blocks, promptTokens);
     const isMost = blocks * 2 >= entry.chain.length;
     if (isMost) {
@@ -100,12 +104,13 @@ export class PrefixCache {
   /**
    * Notes that the slot holds positions [0, computed) of the prompt: other prompts may start from them.
    * @param tenant whose prompt it is.
+   * @param request that it is of.
    */
-  add(slot: number, prompt: PromptChain, computed: number, tenant = ''): void {
+  add(slot: number, prompt: PromptChain, computed: number, tenant = '', request?: string): void {
     const chain = prompt.slice(0, Math.floor(computed / BLOCK_TOKENS));
     if (chain.length === 0) return;
     const reused = this.#takenOver.has(slot);
-    this.#entries.set(slot, { slot, chain, tenant, lastUsed: ++this.#clock, reused, pins: 0 });
+    this.#entries.set(slot, { slot, chain, tenant, request, lastUsed: ++this.#clock, reused, pins: 0 });
   }
 
   /** Gives a slot back: kept if it holds a cached prompt, else empty. */
@@ -175,7 +180,8 @@ export class PrefixCache {
     const slot = entry.pins === 0 ? this.#pool.take(entry.slot, promptTokens) : undefined;
     if (slot) {
       this.#entries.delete(entry.slot);
-      this.#takenOver.add(entry.slot);
+      if (entry.reused) this.#takenOver.add(entry.slot);
+      else this.#takenOver.delete(entry.slot);
     }
     return slot;
   }
