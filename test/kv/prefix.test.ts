@@ -318,10 +318,10 @@ describe('the prefix cache', () => {
     const chainOfNew = (tenant: string) => chainOf(prompt(new Array(40).fill(next++)), tenant);
 
     /** Computes a prompt and keeps it. @returns how much of it was cached. */
-    function serve(cache: PrefixCache, tenant: string, chain = chainOfNew(tenant)): number {
-      const { slot, positions, copyFrom } = cache.reserve(chain, 40, tenant)!;
+    function serve(cache: PrefixCache, tenant: string, chain = chainOfNew(tenant), request?: string): number {
+      const { slot, positions, copyFrom } = cache.reserve(chain, 40, tenant, request)!;
       copyFrom?.done();
-      cache.add(slot.index, chain, 40, tenant);
+      cache.add(slot.index, chain, 40, tenant, request);
       cache.release(slot);
       return positions;
     }
@@ -334,6 +334,18 @@ describe('the prefix cache', () => {
       for (const chain of [...typed, ...typed]) serve(cache, 'typist', chain);
       for (let i = 0; i < 100; i++) serve(cache, 'flood');
       for (const chain of typed) expect(serve(cache, 'typist', chain)).toBe(32);
+    });
+
+    test('prompts that somebody is typing outlive those that requests come back with for more choices', () => {
+      const cache = cacheOf(8);
+      const typed = Array.from({ length: 6 }, () => chainOfNew('typist'));
+      for (const [i, chain] of [...typed, ...typed].entries()) serve(cache, 'typist', chain, `typed ${i}`);
+      for (let i = 0; i < 20; i++) {
+        const chain = chainOfNew('flood');
+        expect(serve(cache, 'flood', chain, `flood ${i}`)).toBe(0);
+        for (let round = 0; round < 3; round++) expect(serve(cache, 'flood', chain, `flood ${i}`)).toBe(32);
+      }
+      for (const chain of typed) expect(serve(cache, 'typist', chain, 'later')).toBe(32);
     });
 
     test('a tenant that asks for many prompts again and again leaves others their share', () => {
