@@ -7,9 +7,7 @@ import { serveTasks } from '../harness/task-process.ts';
 import { ATTACKERS_NICE, type AttackerCounts, attackInTurn, type Rotation } from './hostile-rotation.ts';
 import type { AttackTurn } from './waits.ts';
 
-export type AttackTask =
-  | { readonly do: 'begin'; readonly rotation: Rotation }
-  | { readonly do: 'end' };
+export type AttackTask = { readonly do: 'begin'; readonly rotation: Rotation } | { readonly do: 'end' };
 
 export interface AttackReport {
   readonly attackers: readonly AttackerCounts[];

@@ -12,12 +12,9 @@ const TIMEOUT_MS = 30_000;
 
 export class Attackers {
   readonly #process = new TaskProcess<AttackTask>(new URL('./attackers-child.js', import.meta.url), 'the attackers');
-  readonly #now: () => number;
   #beganMs = 0;
 
-  private constructor(now: () => number) {
-    this.#now = now;
-  }
+  private constructor() {}
 
   /**
    * Lets them attack, each beginning with another attack.
@@ -25,7 +22,7 @@ export class Attackers {
    * @throws ServingError internal if the process does not start.
    */
   static async start(rotation: Rotation, now: () => number): Promise<Attackers> {
-    const attackers = new Attackers(now);
+    const attackers = new Attackers();
     try {
       await attackers.#ask({ do: 'begin', rotation });
       attackers.#beganMs = now();

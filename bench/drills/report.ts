@@ -83,8 +83,7 @@ export const SOAK_BENCH: Bench<SoakResult> = {
       'attacks; while workers are, and tenants attack; and those of both that waited while a worker ' +
       'was away, which are replayed or queue for fewer workers, and are not ' +
       'compared; two tenants attack at a time, so a request that is attacked counts in two rows of attacks',
-    'hostile tenants':
-      `their clients run in a process of their own at niceness ${ATTACKERS_NICE}, as on a machine of their own: they have the CPU that nobody else wants`,
+    'hostile tenants': `their clients run in a process of their own at niceness ${ATTACKERS_NICE}, as on a machine of their own: they have the CPU that nobody else wants`,
   },
   report: ({ result }) => reportSoak(result),
   headline: ({ minutes, sent, lostTokens, doubledTokens, waits, broken }) =>

@@ -1,7 +1,7 @@
 /**
- * `bench soak` sends a mix of load for hours. First nobody attacks and nothing is struck; then workers are restarted and
- * killed; then hostile tenants attack as well. The gateway, the indexer and the first worker of each pool are not restarted,
- * and their memory and open files are watched.
+ * `bench soak` sends a mix of load for hours. First nobody attacks and nothing is struck; then workers are restarted
+ * and killed; then hostile tenants attack as well. The gateway, the indexer and the first worker of each pool are not
+ * restarted, and their memory and open files are watched.
  */
 import { once } from 'node:events';
 import { mkdir } from 'node:fs/promises';
@@ -139,13 +139,22 @@ async function soak(
     struck.problems.push(`the soak failed: ${ServingError.from(error).message}`);
     over.abort();
   };
-  const disturbing = after(phases.calm.fromMs).then(() => disturb(fleet, options, struck, now, over.signal)).catch(fail);
-  const attacking = after(attackFromMs).then(() => attack(fleet, seed, now, over.signal)).catch(fail);
+  const disturbing = after(phases.calm.fromMs)
+    .then(() => disturb(fleet, options, struck, now, over.signal))
+    .catch(fail);
+  const attacking = after(attackFromMs)
+    .then(() => attack(fleet, seed, now, over.signal))
+    .catch(fail);
   const report = () => options.onProgress(lookBack(now(), options, ended, samples), true);
   await untilOver(minutes * MINUTE_MS, options, now, report, over.signal);
   over.abort();
   const lastedMs = now();
-  const [sentOf, { attackers, turns } = NOBODY_ATTACKED] = await Promise.all([traffic, attacking, watching, disturbing]);
+  const [sentOf, { attackers, turns } = NOBODY_ATTACKED] = await Promise.all([
+    traffic,
+    attacking,
+    watching,
+    disturbing,
+  ]);
   const { strikes, problems, ...counts } = struck;
   const remains = await fleet.settle();
   const trends = await Promise.all(

@@ -59,7 +59,12 @@ export function compareWaits(
   strikes: readonly Span[],
   turns: readonly AttackTurn[],
 ): WaitComparison {
-  const groups = { undisturbed: [] as number[], calm: [] as number[], attacked: [] as number[], struck: [] as number[] };
+  const groups = {
+    undisturbed: [] as number[],
+    calm: [] as number[],
+    attacked: [] as number[],
+    struck: [] as number[],
+  };
   const phaseAt = (ms: number) => (ms < undisturbed.toMs ? 'undisturbed' : ms < calm.toMs ? 'calm' : 'attacked');
   const ofAttacks = new Map(turns.map(({ attack }) => [attack, [] as number[]]));
   for (const { outcome, sentMs, firstMs } of records) {

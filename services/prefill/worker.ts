@@ -157,8 +157,7 @@ export class PrefillWorker {
   #take(): StartedJob | undefined {
     const job = this.#queue.first;
     const start =
-      job &&
-      this.#prefixes.reserve(job.chain, job.prompt.ids.length, tenantOfSalt(job.cacheSalt), job.requestId);
+      job && this.#prefixes.reserve(job.chain, job.prompt.ids.length, tenantOfSalt(job.cacheSalt), job.requestId);
     if (job === undefined || start === undefined) return undefined;
     this.#queue.remove(job);
     return { job, start };

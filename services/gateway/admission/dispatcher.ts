@@ -471,9 +471,9 @@ export class Dispatcher {
   }
 
   /**
-   * Whether a prompt must not be sent now though the workers would take it. It may have to leave the last free slots to
-   * others. Where all slots are taken it would wait in the worker: a tenant with more than its share must not wait there
-   * before others, and one with less waits here for a slot that is made free for it.
+   * Whether a prompt must not be sent now though the workers would take it. It may have to leave the last free slots
+   * to others. Where all slots are taken it would wait in the worker: a tenant with more than its share must not wait
+   * there before others, and one with less waits here for a slot that is made free for it.
    */
   #waitsForSlot(prompt: QueuedPrompt): boolean {
     const { tenant, needs } = prompt;

@@ -17,7 +17,15 @@ test('the report of a soak says how many requests of each kind it sent, how they
   const counts = { sent: 7, ok: 3, left: 3, failed: {}, lostTokens: 0, doubledTokens: 0, restarts: 0, kills: 0 };
   const { markdown } = SOAK_BENCH.report({
     result: {
-      ...{ minutes: 1, endedEarly: true, undisturbedMinutes: 0.1, calmMinutes: 0.2, ...counts, mix: countMix(sent), trends: [] },
+      ...{
+        minutes: 1,
+        endedEarly: true,
+        undisturbedMinutes: 0.1,
+        calmMinutes: 0.2,
+        ...counts,
+        mix: countMix(sent),
+        trends: [],
+      },
       honest: { rate: 1.5, capacity: 1_800 },
       ...{
         differences: [],

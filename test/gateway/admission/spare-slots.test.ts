@@ -83,7 +83,10 @@ describe('tenants beside others that want everything', () => {
         void system.once(typed);
         await system.pass(1_000);
       }
-      const waits = system.waitsOf('typist').slice(10).toSorted((a, b) => a - b);
+      const waits = system
+        .waitsOf('typist')
+        .slice(10)
+        .toSorted((a, b) => a - b);
       return { waits, tokens: system.service('x', 'z') };
     } finally {
       system.stop();
