@@ -72,9 +72,9 @@ const CALM = { share: 1 / 6, longestMs: 10 * MINUTE_MS };
 /** Share of the undisturbed part that does not count, as systems warm up. */
 const WARMUP_SHARE = 0.2;
 /**
- * Slots of each prefill worker. The honest tenant has 16 prompts, 8 of either repository, which stay cached in its
- * share of the slots: a third of those of two workers. With fewer, it would keep more than its share while it is alone,
- * and lose that to attackers by right.
+ * Slots of each prefill worker. The honest tenant has 32 prompts: 8 of one repository, and 8 of each version of one
+ * that is edited. They fit into the three quarters of two workers' slots in which prompts that are reused are safe from
+ * new ones. With fewer slots it would fill all of them while it is alone, and lose some to attackers by right.
  */
 const PREFILL_SLOTS = 24;
 
