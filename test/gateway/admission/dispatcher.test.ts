@@ -422,8 +422,9 @@ describe('sequences', () => {
       fc.asyncProperty(
         fc.array(asked, { maxLength: 8 }),
         fc.array(fc.integer({ min: 0, max: 100 }), { maxLength: 30 }),
-        async (prompts, ends) => {
-          const bench = await onWorkers([2, 4]);
+        fc.nat(1),
+        async (prompts, ends, spareSlots) => {
+          const bench = await onWorkers([2, 4], { spareSlots });
           const total = prompts.reduce((sum, { choices }) => sum + choices, 0);
           const check = () => {
             expect(bench.placedOn('d0')).toBeLessThanOrEqual(3);
@@ -446,7 +447,7 @@ describe('sequences', () => {
           expect([bench.granted(), bench.failures]).toEqual([total, []]);
         },
       ),
-      { numRuns: 60 },
+      { numRuns: 100 },
     );
   });
 
