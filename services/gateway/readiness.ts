@@ -5,7 +5,7 @@ import { ServingError } from '../lib/process/errors.ts';
 import type { Logger } from '../lib/process/log.ts';
 import type { Journey } from './completion/journey.ts';
 import { RequestRecord } from './completion/request-record.ts';
-import { COMPLETION_DEFAULTS, type CompletionRequest } from './request.ts';
+import { COMPLETION_DEFAULTS, type CompletionRequest, TRIAL_TENANT } from './request.ts';
 
 export interface ReadinessOptions {
   /** Whether there are workers to place a completion on. */
@@ -95,7 +95,7 @@ export async function tryOut({ journey, tokenId, capacity, timeoutMs, closing }:
   };
   await journey.complete(request, {
     id: 'readiness',
-    tenant: 'readiness',
+    tenant: TRIAL_TENANT,
     record: new RequestRecord(),
     signal: AbortSignal.any([AbortSignal.timeout(timeoutMs), closing]),
     deadlineMs: performance.now() + timeoutMs,

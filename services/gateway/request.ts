@@ -161,3 +161,6 @@ export const COMPLETION_DEFAULTS: Omit<CompletionRequest, 'prompts'> = Object.fr
   maxPromptMs: undefined,
   maxPredictMs: undefined,
 });
+
+/** The tenant of the gateway's own trial completions, by which it knows that it is ready. */
+export const TRIAL_TENANT = 'readiness';

@@ -11,6 +11,7 @@
 import { ServingError } from '../../lib/process/errors.ts';
 import { metrics, partOf } from '../../lib/process/metrics.ts';
 import type { DecodeClient } from '../../lib/rpc/contract.ts';
+import { TRIAL_TENANT } from '../request.ts';
 import type { WorkerPoolConfig } from '../workers/settings.ts';
 import type { WorkerLease } from '../workers/worker.ts';
 import type { DecodeRoom, Placement, PlacementRequest, WorkerPool } from '../workers/worker-pool.ts';
@@ -172,7 +173,7 @@ export class Dispatcher {
     if (this.#now() - (this.#outageSinceMs ?? Infinity) >= this.#patienceMs(prompt.wasServed)) {
       this.#options.pool.assertUsable();
     }
-    this.#active.asked(prompt.tenant, this.#now());
+    if (prompt.tenant !== TRIAL_TENANT) this.#active.asked(prompt.tenant, this.#now());
     if (prompt.isReplay) this.#replays.push(prompt);
     else if (prompt.cameBack) this.#queue.add(prompt);
     else this.#admit(prompt);

@@ -56,6 +56,7 @@ export function leavesSpare(
   if (decoders.some(({ slots, freeSlots }) => freeSlots > spareOf(slots))) return false;
   const slots = decoders.reduce((sum, worker) => sum + worker.slots, 0);
   const tenants = new Set([...active, ...counts.keys(), tenant]);
+  if (tenants.size === 1) return false;
   const weights = [...tenants].reduce((sum, each) => sum + weightOf(each), 0);
   return held + 1 > (slots * weightOf(tenant)) / weights;
 }
