@@ -36,7 +36,7 @@ import {
 } from './service-exchange.ts';
 import { ServiceRate } from './service-rate.ts';
 import type { AdmissionConfig } from './settings.ts';
-import { ActiveTenants, leavesSpare } from './spare-slots.ts';
+import { ActiveTenants, leavesSpare, type Sharing, sharingTenants } from './spare-slots.ts';
 
 export interface DispatcherOptions
   extends Pick<AdmissionConfig, 'targetTtftMs' | 'queueOrder' | 'preemptAfterMs' | 'spareSlots'>,
@@ -145,6 +145,8 @@ export class Dispatcher {
   #placed = 0;
   readonly #rate = new ServiceRate();
   readonly #active = new ActiveTenants();
+  /** Made when it is asked for, and again with other holders. */
+  #shared: { readonly holders: SlotHolders<RunningSequence>; readonly tenants: Sharing } | undefined;
   /** Start of the outage that lasts now, on our clock; undefined while there are workers. */
   #outageSinceMs: number | undefined = -Infinity;
   /** End of the last outage, on our clock. */
@@ -173,7 +175,7 @@ export class Dispatcher {
     if (this.#now() - (this.#outageSinceMs ?? Infinity) >= this.#patienceMs(prompt.wasServed)) {
       this.#options.pool.assertUsable();
     }
-    if (prompt.tenant !== TRIAL_TENANT) this.#active.asked(prompt.tenant, this.#now());
+    this.#asked(prompt.tenant);
     if (prompt.isReplay) this.#replays.push(prompt);
     else if (prompt.cameBack) this.#queue.add(prompt);
     else this.#admit(prompt);
@@ -242,8 +244,16 @@ export class Dispatcher {
 
   /** Charges tenants for what other gateways served to them, and goes on: see {@link ServiceExchange}. */
   charge(costs: ReadonlyMap<string, number>): void {
-    for (const [tenant, cost] of costs) this.#queue.charge(tenant, cost);
+    for (const [tenant, cost] of costs) {
+      this.#asked(tenant);
+      this.#queue.charge(tenant, cost);
+    }
     this.#pump();
+  }
+
+  /** A tenant asks, here or at another gateway: others leave it slots from now on. */
+  #asked(tenant: string): void {
+    if (tenant !== TRIAL_TENANT) this.#active.asked(tenant, this.#now());
   }
 
   #giveBack(tenant: string, tokens: number): void {
@@ -370,14 +380,28 @@ export class Dispatcher {
     return this.#queue.firstOf((prompt) => !this.#leavesSpare(prompt)) ?? first;
   }
 
-  /** Whether the slots that are free are left to tenants below their share. */
-  #leavesSpare({ tenant, needs, continues }: Pick<QueuedPrompt, 'tenant' | 'needs' | 'continues'>): boolean {
+  /**
+   * Whether the slots that are free are left to tenants below their share.
+   * @param held sequences that the tenant holds; all that it has if not given.
+   */
+  #leavesSpare(
+    { tenant, needs, continues }: Pick<QueuedPrompt, 'tenant' | 'needs' | 'continues'>,
+    held = this.#slotHolders.counts.get(tenant) ?? 0,
+  ): boolean {
     const { pool, spareSlots } = this.#options;
     if (!continues || spareSlots === 0) return false;
-    const { counts } = this.#slotHolders;
-    const active = this.#active.at(this.#now());
     // Further choices of a prompt that is placed already need no room for prefill.
-    return leavesSpare(tenant, counts, pool.slotsFor(needs.positions), active, spareSlots, this.#standing);
+    return leavesSpare(tenant, held, pool.slotsFor(needs.positions), this.#sharing, spareSlots, this.#standing);
+  }
+
+  /** Counted once for each state of the slots: many prompts wait, and there may be many tenants. */
+  get #sharing(): Sharing {
+    const holders = this.#slotHolders;
+    if (this.#shared?.holders !== holders) {
+      const tenants = sharingTenants(this.#active.at(this.#now()), holders.counts, this.#standing);
+      this.#shared = { holders, tenants };
+    }
+    return this.#shared.tenants;
   }
 
   /** The first prompt that need not leave a free slot to a tenant of another gateway with less than its share. */
@@ -511,8 +535,10 @@ export class Dispatcher {
       const own = decoders.find(({ address }) => address === sequence.address);
       if (own === undefined || own.freeSlots >= 0) continue;
       const { tenant, needs } = sequence;
+      // It would not hold the place that it waits for now.
+      const held = (this.#slotHolders.counts.get(tenant) ?? 0) - 1;
       const isFree =
-        decoders.some(({ freeSlots }) => freeSlots > 0) && !this.#leavesSpare({ tenant, needs, continues: true });
+        decoders.some(({ freeSlots }) => freeSlots > 0) && !this.#leavesSpare({ tenant, needs, continues: true }, held);
       if (!isFree && (this.#recalledMs.has(tenant) || !this.#couldGain(sequence, decoders))) continue;
       if (!isFree) this.#recalledMs.set(tenant, nowMs);
       this.#callBack([sequence]);

@@ -32,31 +32,49 @@ export class ActiveTenants {
   }
 }
 
+/** Tenants among which the slots are shared. */
+export interface Sharing {
+  readonly tenants: number;
+  /** Their weights together. */
+  readonly weight: number;
+}
+
+/**
+ * @param active tenants that asked for something lately; those that hold sequences count as well.
+ * @param counts sequences of each tenant, by all gateways.
+ */
+export function sharingTenants(
+  active: Iterable<string>,
+  counts: ReadonlyMap<string, number>,
+  { weightOf }: Pick<Standing, 'weightOf'>,
+): Sharing {
+  const tenants = new Set([...active, ...counts.keys()]);
+  let weight = 0;
+  for (const tenant of tenants) weight += weightOf(tenant);
+  return { tenants: tenants.size, weight };
+}
+
 /**
  * Whether the slots that are free are left to others: a sequence more would give the tenant more than its share of all
  * slots, and no worker has more of them free than it keeps to spare. Where none is free, a sequence that waited in a
  * worker would have the next one: so it waits in the gateway.
- * @param counts sequences of each tenant, by all gateways.
+ * @param held sequences of the tenant, by all gateways.
  * @param decoders workers whose slots hold the sequence.
- * @param active tenants that asked for something lately; those that hold sequences count as well.
+ * @param sharing the tenant is among them if it holds any.
  * @param spare slots of each worker that are left free.
  */
 export function leavesSpare(
   tenant: string,
-  counts: ReadonlyMap<string, number>,
+  held: number,
   decoders: readonly DecodeRoom[],
-  active: Iterable<string>,
+  sharing: Sharing,
   spare: number,
   { weightOf }: Pick<Standing, 'weightOf'>,
 ): boolean {
-  const held = counts.get(tenant) ?? 0;
   // Whatever its share is, one sequence of each tenant may run.
-  if (held === 0 || decoders.length === 0) return false;
+  if (held <= 0 || decoders.length === 0 || sharing.tenants === 1) return false;
   const spareOf = (slots: number) => Math.min(spare, Math.floor(slots / SLOTS_PER_SPARE));
   if (decoders.some(({ slots, freeSlots }) => freeSlots > spareOf(slots))) return false;
   const slots = decoders.reduce((sum, worker) => sum + worker.slots, 0);
-  const tenants = new Set([...active, ...counts.keys(), tenant]);
-  if (tenants.size === 1) return false;
-  const weights = [...tenants].reduce((sum, each) => sum + weightOf(each), 0);
-  return held + 1 > (slots * weightOf(tenant)) / weights;
+  return held + 1 > (slots * weightOf(tenant)) / sharing.weight;
 }

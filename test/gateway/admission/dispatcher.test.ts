@@ -503,6 +503,28 @@ describe('sequences', () => {
     expect(await preemptions()).toBe(before);
   });
 
+  test('where slots are left free the tenants are counted once, not for each prompt that waits', async () => {
+    let counted = 0;
+    const weightOf = () => {
+      counted++;
+      return 1;
+    };
+    const { ask, end, held } = await onWorkers([16], { spareSlots: 1, weightOf });
+    for (let i = 0; i < 100; i++) {
+      void ask(`tenant-${i}`, 1);
+      await vi.advanceTimersByTimeAsync(0);
+      await end(0);
+    }
+    for (let i = 0; i < 100; i++) void ask('many', 1);
+    await vi.advanceTimersByTimeAsync(0);
+    expect(held('many')).toBe(15);
+    counted = 0;
+    void ask('many', 1);
+    await vi.advanceTimersByTimeAsync(0);
+    // Once for each tenant and a few times for each prompt; all tenants for each prompt would be some 9,000.
+    expect(counted).toBeLessThan(1_000);
+  });
+
   test('a slot that was made free goes to the prompt that it was made free for', async () => {
     const { ask, held, pass } = await onWorkers([2]);
     void ask('first', 4);

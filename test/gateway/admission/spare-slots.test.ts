@@ -1,10 +1,24 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { ActiveTenants, leavesSpare } from '../../../services/gateway/admission/spare-slots.ts';
+import { ActiveTenants, leavesSpare, sharingTenants } from '../../../services/gateway/admission/spare-slots.ts';
+import type { DecodeRoom } from '../../../services/gateway/workers/worker-pool.ts';
 import { simulatedSystem } from '../../support/simulated-system.ts';
 
 const TENANTS = ['a', 'b', 'c', 'd'] as const;
 const EQUAL = { weightOf: () => 1 };
+
+/** Whether a tenant leaves the free slots to others, by what all of them hold. */
+function leaves(
+  tenant: string,
+  counts: ReadonlyMap<string, number>,
+  decoders: readonly DecodeRoom[],
+  active: Iterable<string>,
+  spare: number,
+  standing: { readonly weightOf: (tenant: string) => number },
+): boolean {
+  const sharing = sharingTenants(active, counts, standing);
+  return leavesSpare(tenant, counts.get(tenant) ?? 0, decoders, sharing, spare, standing);
+}
 
 describe('slots that are left free', () => {
   const rooms = fc.array(
@@ -22,7 +36,7 @@ describe('slots that are left free', () => {
       fc.property(rooms, held, active, weights, fc.nat(3), (decoders, counts, names, { a, others }, spare) => {
         const weightOf = (tenant: string) => (tenant === 'a' ? a : others);
         const of = new Map(Object.entries(counts));
-        if (!leavesSpare('a', of, decoders, names, spare, { weightOf })) return;
+        if (!leaves('a', of, decoders, names, spare, { weightOf })) return;
         const all = new Set([...names, ...of.keys(), 'a']);
         const sum = [...all].reduce((total, tenant) => total + weightOf(tenant), 0);
         const slots = decoders.reduce((total, worker) => total + worker.slots, 0);
@@ -37,7 +51,7 @@ describe('slots that are left free', () => {
     fc.assert(
       fc.property(fc.integer({ min: 1, max: 16 }), fc.nat(30), fc.nat(3), (slots, taken, spare) => {
         const decoders = [{ address: 'd', slots, freeSlots: slots - taken }];
-        expect(leavesSpare('a', new Map([['a', taken]]), decoders, ['a'], spare, EQUAL)).toBe(false);
+        expect(leaves('a', new Map([['a', taken]]), decoders, ['a'], spare, EQUAL)).toBe(false);
       }),
     );
   });
@@ -53,9 +67,9 @@ describe('slots that are left free', () => {
   ])('of %i slots %i are free and %i are to be left: a tenant with more than its share waits: %s', (...row) => {
     const [slots, freeSlots, spare, waits] = row;
     const counts = new Map([['a', slots - freeSlots]]);
-    expect(leavesSpare('a', counts, [{ address: 'd', slots, freeSlots }], ['a', 'b'], spare, EQUAL)).toBe(waits);
+    expect(leaves('a', counts, [{ address: 'd', slots, freeSlots }], ['a', 'b'], spare, EQUAL)).toBe(waits);
     // Somebody who has none takes it.
-    expect(leavesSpare('b', counts, [{ address: 'd', slots, freeSlots }], ['a', 'b'], spare, EQUAL)).toBe(false);
+    expect(leaves('b', counts, [{ address: 'd', slots, freeSlots }], ['a', 'b'], spare, EQUAL)).toBe(false);
   });
 
   test('a tenant is active for a minute after it has asked', () => {
@@ -111,6 +125,41 @@ describe('tenants beside others that want everything', () => {
     expect(system.held(0)).toBeGreaterThanOrEqual(16);
     void system.once({ tenant: 'typist', promptTokens: 60, outputTokens: 8, atOnce: 1 });
     await system.pass(10_000);
+    expect(system.held(0)).toBe(14);
+    await system.pass(60_000);
+    expect(system.held(0)).toBeGreaterThanOrEqual(16);
+  });
+
+  test('a sequence that waits in a full worker has the slot that others leave free in another one', async () => {
+    const system = simulatedSystem({ slots: [4, 4], stepMs: 20, prefillTokensPerSecond: 40_000 });
+    await system.start();
+    // One sequence for each of eight tenants: a ninth one finds all slots taken, by nobody with more than its share.
+    const [long, short] = [10_000, 200];
+    for (let i = 0; i < 8; i++) {
+      const outputTokens = i === 7 ? short : long;
+      void system.once({ tenant: `t${i}`, promptTokens: 64, outputTokens, atOnce: 1 });
+    }
+    await system.pass(1_000);
+    const workerOf = (tenant: string) => {
+      return system.members[0]!.dispatcher.slotNews.held.find(([name]) => name === tenant)?.[1];
+    };
+    void system.once({ tenant: 'typist', promptTokens: 60, outputTokens: 8, atOnce: 1 });
+    await system.pass(100);
+    expect(workerOf('typist')).not.toBe(workerOf('t7'));
+    await system.pass(8_000);
+    expect(system.finishedOf('t7')).toBe(1);
+    expect(system.finishedOf('typist')).toBe(1);
+  });
+
+  test('a tenant that asks at another gateway is active here as well', async () => {
+    const system = simulatedSystem({ gateways: 2, slots: [8, 8], stepMs: 20, prefillTokensPerSecond: 40_000 });
+    await system.start();
+    system.ask({ tenant: 'x', promptTokens: 64, outputTokens: 48, choices: 64, atOnce: 2 });
+    await system.pass(5_000);
+    expect(system.held(0)).toBeGreaterThanOrEqual(16);
+    void system.once({ tenant: 'typist', gateway: 1, promptTokens: 60, outputTokens: 8, atOnce: 1 });
+    await system.pass(10_000);
+    expect(system.finishedOf('typist')).toBe(1);
     expect(system.held(0)).toBe(14);
     await system.pass(60_000);
     expect(system.held(0)).toBeGreaterThanOrEqual(16);
