@@ -186,14 +186,12 @@ export class KvFolder {
     await assertOwnAlone(this.dir);
     await this.#makeRoom(content.length);
     const path = join(this.dir, file.name);
-    const temporary = `${path}.${randomUUID()}.tmp`;
-    try {
-      await writeFile(temporary, content, { flag: 'wx', mode: 0o600 });
-      await rename(temporary, path);
-    } catch (error) {
-      await unlink(temporary).catch(() => {});
-      throw error;
-    }
+    await writeWhole(path, content).catch(async (error) => {
+      if (!isFull(error) || this.#files === 0) throw error;
+      // The disk is smaller than the bound, or others fill it: what was used last is worth more than what is old.
+      await this.#makeRoom(content.length, this.#bytes);
+      await writeWhole(path, content);
+    });
     const contained = header.hashes.slice(0, -1).flatMap((hash) => {
       const older = this.#byBlock.get(hash);
       return older?.header?.hashes.at(-1) === hash ? [older] : [];
@@ -312,10 +310,10 @@ export class KvFolder {
     metrics.kvDiskBytes.set(this.#bytes);
   }
 
-  /** Deletes what has to go before so many more bytes come. */
-  async #makeRoom(bytes: number): Promise<void> {
+  /** Deletes what has to go before so many more bytes come. @param maxBytes the most that there may be with them. */
+  async #makeRoom(bytes: number, maxBytes = this.#maxBytes): Promise<void> {
     const more = bytes > 0 ? 1 : 0;
-    while (this.#files > 0 && (this.#bytes + bytes > this.#maxBytes || this.#files + more > MOST_FILES)) {
+    while (this.#files > 0 && (this.#bytes + bytes > maxBytes || this.#files + more > MOST_FILES)) {
       const owners = [...this.#tenants.values()];
       const most = owners.reduce((a, b) => (b.bytes > a.bytes ? b : a));
       const oldest = await this.#oldestOf(most);
@@ -367,6 +365,9 @@ const isOurs = (name: string) => name === ID_FILE || EXTENT_NAME.test(name) || T
 
 const hexOf = (hash: string) => Buffer.from(hash, 'base64').toString('hex');
 
+/** Whether there is no room: on the disk, or in what of it this user may have. */
+const isFull = (error: unknown) => ['ENOSPC', 'EDQUOT'].includes((error as NodeJS.ErrnoException).code ?? '');
+
 const isMissing = (error: unknown) => (error as NodeJS.ErrnoException).code === 'ENOENT';
 
 /** Makes a folder for this user alone, or makes one such that is there. @throws ServingError config_invalid */
@@ -387,6 +388,18 @@ async function assertOwnAlone(dir: string): Promise<void> {
   );
 }
 
+/** Writes a file under another name, and gives it its own when it is whole. */
+async function writeWhole(path: string, content: Buffer): Promise<void> {
+  const temporary = `${path}.${randomUUID()}.tmp`;
+  try {
+    await writeFile(temporary, content, { flag: 'wx', mode: 0o600 });
+    await rename(temporary, path);
+  } catch (error) {
+    await unlink(temporary).catch(() => {});
+    throw error;
+  }
+}
+
 /** The folder's name for itself. @param id what it is called from now on where it has no name. */
 async function readId(dir: string, id: string): Promise<string> {
   const path = join(dir, ID_FILE);
@@ -395,8 +408,8 @@ async function readId(dir: string, id: string): Promise<string> {
   const known = await readFile(path, 'latin1').catch(() => undefined);
   if (known !== undefined && isId(known)) return known;
   if (known !== undefined) await unlink(path);
-  await writeFile(temporary, id, { flag: 'wx', mode: 0o600 });
   try {
+    await writeFile(temporary, id, { flag: 'wx', mode: 0o600 });
     await link(temporary, path);
     return id;
   } catch (error) {
@@ -404,7 +417,7 @@ async function readId(dir: string, id: string): Promise<string> {
     if ((error as NodeJS.ErrnoException).code === 'EEXIST') return await readFile(path, 'latin1');
     throw error;
   } finally {
-    await unlink(temporary);
+    await unlink(temporary).catch(() => {}); // it need not be there if the disk is full
   }
 }
 
