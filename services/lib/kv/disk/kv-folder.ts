@@ -322,8 +322,8 @@ export class KvFolder {
   }
 
   /**
-   * The file of a tenant that nobody has used for longest. Other workers may have used some since this one did: it looks
-   * at the oldest ones, at twice as many each time, until the first of them is what it is known to be.
+   * The file of a tenant that nobody has used for longest. Other workers may have used some since this one did: it
+   * looks at the oldest ones, at twice as many each time, until the first of them is what it is known to be.
    */
   async #oldestOf(owner: Owner): Promise<KvFile | undefined> {
     for (let most = 1; ; most *= 2) {
