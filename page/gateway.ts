@@ -10,6 +10,9 @@ const KEY = 'llavacode-key';
 const storedKey = (): string => sessionStorage.getItem(KEY) ?? '';
 export const storeKey = (key: string): void => sessionStorage.setItem(KEY, key);
 
+/** Headers hold bytes: those of the key's UTF-8, of which the file of keys has the hash. */
+const asHeader = (key: string): string => String.fromCharCode(...new TextEncoder().encode(key));
+
 /** What the gateway refused, in its own words. */
 export class Refusal extends Error {
   /** HTTP status. */
@@ -29,7 +32,7 @@ export class Refusal extends Error {
 /** @throws Refusal; whatever fetch throws where nothing answers. */
 async function ask(path: string, init: RequestInit = {}): Promise<Response> {
   const key = storedKey();
-  const headers = { ...init.headers, ...(key !== '' && { authorization: `Bearer ${key}` }) };
+  const headers = { ...init.headers, ...(key !== '' && { authorization: `Bearer ${asHeader(key)}` }) };
   const response = await fetch(path, { ...init, headers, cache: 'no-store', credentials: 'omit' });
   if (response.ok) return response;
   throw new Refusal(response.status, messageIn(await response.text()) ?? `HTTP ${response.status}`);

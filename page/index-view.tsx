@@ -19,7 +19,8 @@ export function IndexView({ isShown }: { readonly isShown: boolean }) {
       setNext(page.next);
       setProblem(undefined);
     } catch (error) {
-      if (!signal.aborted) setProblem((error as Error).message);
+      // The view was left; a gateway that does not answer in time is another matter.
+      if ((error as Error).name !== 'AbortError') setProblem((error as Error).message);
     }
   };
   useEffect(() => {

@@ -21,6 +21,7 @@ const LIMIT = 600_000;
 /** Folder that pictures go to; undefined takes none. */
 const PICTURES = process.env['PICTURES'];
 const [KEY, EDITORS_KEY] = ['operator-of-this-test', 'editor-of-this-test'];
+const KEY_BEYOND_ASCII = 'schlüssel-für-10€';
 
 let dir: string;
 let system: RunningSystem;
@@ -31,6 +32,7 @@ beforeAll(async () => {
   const keys = join(dir, 'keys.json');
   const entries = [
     keyEntry(KEY, 'default', { access: 'admin' }),
+    keyEntry(KEY_BEYOND_ASCII, 'default', { access: 'admin' }),
     keyEntry(EDITORS_KEY, 'default', { access: 'complete' }),
   ];
   await writeFile(keys, JSON.stringify(entries));
@@ -110,6 +112,15 @@ test('a key that is not an operator’s is refused, in words that say which one 
   expect(await textOf(page.getByRole('main'))).toContain('GET /admin/api/live');
   await unlock(page);
   await view(page, 'Workers').waitFor();
+});
+
+test('a key of any characters opens the page, also when it is loaded again', { timeout: LIMIT }, async () => {
+  const page = await open();
+  await unlock(page, KEY_BEYOND_ASCII);
+  const live = page.getByRole('status').first().filter({ hasText: 'live' });
+  await live.waitFor();
+  await page.reload();
+  await live.waitFor();
 });
 
 test('workers are there with their slots, and a hand-over moves along its edge', { timeout: LIMIT }, async () => {

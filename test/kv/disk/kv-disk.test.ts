@@ -17,8 +17,10 @@ import { join } from 'node:path';
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
 import { formOf, HEADER_BYTES, readHeader, writeHeader } from '../../../services/lib/kv/disk/extent.ts';
+import type { KvDisk } from '../../../services/lib/kv/disk/kv-disk.ts';
 import { BLOCK_TOKENS, chainOf, sharedBlocks } from '../../../services/lib/kv/prefix.ts';
 import { metrics } from '../../../services/lib/process/metrics.ts';
+import type { TokenPrompt } from '../../../services/lib/request/token-prompt.ts';
 import { FakeEngine, HIDDEN, LAYOUT } from '../../support/fake-engine.ts';
 import {
   bytesIn,
@@ -44,6 +46,12 @@ const promptArbitrary = fc
     ...Array.from({ length: begin }, (_, i) => (i * (text + 3)) % 29),
     ...new Array<number>(rest).fill(own),
   ]);
+
+/** Names of the files that hold a prompt. */
+const extentsOf = (disk: KvDisk, prompt: TokenPrompt) => {
+  const chain = chainOf(prompt, '');
+  return disk.restorable(chain, 0, chain.length, SLOW_ENGINE)?.files.map(({ name }) => name) ?? [];
+};
 
 /** Blocks of a prompt that the others hold from its beginning on. */
 const known = (prompt: readonly number[], others: readonly (readonly number[])[]) => {
@@ -277,6 +285,60 @@ test('a disk that fails is counted, and left alone after some failures', () =>
     expect(await restoreAll(engine, disk, prompt)).toBe(0);
     expect(await saveAll(engine, disk, promptOf(new Array(600).fill(6)))).toBe(0);
     expect(await countOf(metrics.kvDiskErrors)).toBeGreaterThan(before);
+  }));
+
+test('a folder that is deleted while a worker runs is made again, under its old name', () =>
+  withFolder(async (dir) => {
+    const engine = new FakeEngine(2, CAPACITY);
+    const disk = await openDisk(engine, dir);
+    const prompt = promptOf(new Array(600).fill(5));
+    await saveAll(engine, disk, prompt);
+    await rm(dir, { recursive: true });
+    await disk.lookAround();
+    expect(disk.savedBlocks(chainOf(prompt, ''))).toBe(0);
+    expect((await stat(dir)).mode & 0o777).toBe(0o700);
+    expect(await saveAll(engine, disk, prompt)).toBe(37);
+    const again = await openDisk(engine, dir);
+    expect(again.folderId).toBe(disk.folderId);
+    expect(await restoreAll(engine, again, prompt)).toBe(37);
+  }));
+
+test('a folder that others can use by now is neither read nor written', () =>
+  withFolder(async (dir) => {
+    const engine = new FakeEngine(2, CAPACITY);
+    const disk = await openDisk(engine, dir);
+    const prompt = promptOf(new Array(600).fill(5));
+    await saveAll(engine, disk, prompt);
+    const before = await readdir(dir);
+    await chmod(dir, 0o777);
+    await disk.lookAround();
+    expect(await restoreAll(engine, disk, prompt)).toBe(0);
+    expect(await saveAll(engine, disk, promptOf(new Array(600).fill(6)))).toBe(0);
+    expect(await readdir(dir)).toEqual(before);
+    await chmod(dir, 0o700);
+    await disk.lookAround();
+    expect(await restoreAll(engine, disk, prompt)).toBe(37);
+  }));
+
+test('what one worker uses is not what another one deletes', () =>
+  withFolder(async (dir) => {
+    const form = formOf({ fingerprint: 'f', computedBy: 'a test' }, LAYOUT, 'float32');
+    const engine = new FakeEngine(2, CAPACITY);
+    const of = (own: number) => promptOf(new Array(256).fill(own));
+    const maxBytes = 2 * form.fileBytes;
+    const [reads, writes] = [await openDisk(engine, dir, { maxBytes }), await openDisk(engine, dir, { maxBytes })];
+    await saveAll(engine, writes, of(1));
+    await saveAll(engine, writes, of(2));
+    await reads.lookAround();
+    // The first is the older one, for whoever does not see that somebody uses it. All of this happens within a ms.
+    const later = Date.now() / 1000 + 10;
+    const [used] = extentsOf(reads, of(1));
+    await utimes(join(dir, used!), later, later);
+    await saveAll(engine, writes, of(3));
+    await reads.lookAround();
+    expect(await restoreAll(engine, reads, of(1))).toBe(16);
+    expect(await restoreAll(engine, reads, of(2))).toBe(0);
+    expect(await restoreAll(engine, reads, of(3))).toBe(16);
   }));
 
 test('KV is read only where that is thought to be quicker than computing, and for no longer than that takes', () =>

@@ -42,6 +42,8 @@ const EXTENT_NAME = /^([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{64})\.kv$/;
 const TEMPORARY_NAME = /^[0-9a-f]{16}-[0-9a-f]{16}-[0-9a-f]{64}\.kv\.[0-9a-f-]{36}\.tmp$/;
 /** A file is written within milliseconds. One that is older than this, in ms, was left by a process that died. */
 const STALE_MS = 60_000;
+/** A file that could not be read is looked at again after this time, in ms: too many files may have been open. */
+const UNUSABLE_MS = 60_000;
 /** Most files of a folder: so many take some 100 MB of a worker's memory at most, and 3 s of its start. */
 const MOST_FILES = 65_536;
 /** Files that are looked at side by side. */
@@ -54,6 +56,14 @@ export interface KvFile {
   readonly bytes: number;
   /** Undefined for extents of another form. */
   readonly header: ExtentHeader | undefined;
+  /** When it was used last, as far as this worker knows, in ms since 1970. */
+  usedMs: number;
+}
+
+/** The files of one tenant, that which was used least recently first. */
+interface Owner {
+  files: Map<string, KvFile>;
+  bytes: number;
 }
 
 export class KvFolder {
@@ -63,12 +73,11 @@ export class KvFolder {
   readonly form: ExtentForm;
   readonly #maxBytes: number;
   readonly #log: Logger;
-  /** By tenant: its files, that which was used least recently first. */
-  readonly #tenants = new Map<string, { readonly files: Map<string, KvFile>; bytes: number }>();
+  readonly #tenants = new Map<string, Owner>();
   /** Files of this form by the hashes of their blocks; of files with the same block, the newest. */
   readonly #byBlock = new Map<string, KvFile>();
-  /** Names of extents that are none, such as folders: they are said once, and left alone. */
-  readonly #unusable = new Set<string>();
+  /** Names that cannot be read, or are no extents but folders, say; and when each is looked at again. */
+  readonly #unusable = new Map<string, number>();
   #bytes = 0;
   #files = 0;
 
@@ -92,17 +101,8 @@ export class KvFolder {
       );
     }
     try {
-      await makeFolder(dir);
-      const own = (await readdir(dir)).filter((name) => isOurs(name));
-      await narrowWithin(dir, own);
-      if (!isOwnAlone(await lstat(dir))) {
-        throw new ServingError(
-          'config_invalid',
-          `--kv-disk-dir ${dir} can be used by others than the user of this process: name a folder within it that ` +
-            'does not exist yet, or chmod it to 700',
-        );
-      }
-      const folder = new KvFolder(dir, await readId(dir), form, maxBytes, log);
+      await makeOwnFolder(dir);
+      const folder = new KvFolder(dir, await readId(dir, randomUUID()), form, maxBytes, log);
       await folder.refresh();
       return folder;
     } catch (error) {
@@ -133,47 +133,70 @@ export class KvFolder {
     return files;
   }
 
-  /** Reads which files have come and gone, deletes what is not what its name says, and keeps to the bound. */
+  /**
+   * Reads which files have come and gone, deletes what is not what its name says, and keeps to the bound. A folder that
+   * was deleted is made again.
+   * @throws the error of the operating system; ServingError config_invalid where others can use the folder by now.
+   */
   async refresh(): Promise<void> {
-    const names = new Set(await readdir(this.dir));
+    const names = new Set(await this.#names());
     for (const { files } of this.#tenants.values()) {
       for (const file of files.values()) if (!names.has(file.name)) this.#forget(file);
     }
-    const found: { readonly file: KvFile; readonly usedMs: number }[] = [];
-    const unknown = [...names].filter((name) => !this.#knows(name) && !this.#unusable.has(name));
+    for (const name of this.#unusable.keys()) if (!names.has(name)) this.#unusable.delete(name);
+    const found: KvFile[] = [];
+    const unknown = [...names].filter((name) => !this.#knows(name) && !this.#isUnusable(name));
     for (let from = 0; from < unknown.length; from += LOOKS) {
       const looked = await Promise.all(unknown.slice(from, from + LOOKS).map((name) => this.#look(name)));
       for (const each of looked) if (each) found.push(each);
     }
     found.sort((a, b) => a.usedMs - b.usedMs);
-    for (const { file } of found) this.#note(file);
+    for (const file of found) this.#note(file);
     await this.#makeRoom(0);
+  }
+
+  /** What is in the folder. Where it cannot be told, or others may have written it, nothing of it is known any more. */
+  async #names(): Promise<string[]> {
+    try {
+      await assertOwnAlone(this.dir).catch((error) => {
+        if (!isMissing(error)) throw error;
+        return makeOwnFolder(this.dir);
+      });
+      const names = await readdir(this.dir);
+      // Workers that share the folder have its name, so that whoever is first gives it back.
+      if (!names.includes(ID_FILE)) await readId(this.dir, this.id);
+      return names;
+    } catch (error) {
+      for (const { files } of this.#tenants.values()) for (const file of files.values()) this.#forget(file);
+      throw error;
+    }
   }
 
   /**
    * Writes an extent. Those that end within it are deleted: it has all that they have.
    * @param content the whole file.
-   * @throws the error of the operating system.
+   * @throws the error of the operating system; ServingError config_invalid where others can use the folder by now.
    */
   async write(header: ExtentHeader, tenant: string, content: Buffer): Promise<void> {
     const { digest } = this.form;
     const owner = createHash('sha256').update(tenant).digest('hex').slice(0, 16);
     const last = Buffer.from(header.hashes.at(-1)!, 'base64').toString('hex');
-    const file = { name: `${digest.slice(0, 16)}-${owner}-${last}.kv`, tenant: owner, bytes: content.length, header };
+    const name = `${digest.slice(0, 16)}-${owner}-${last}.kv`;
+    const file = { name, tenant: owner, bytes: content.length, header, usedMs: 0 };
+    await assertOwnAlone(this.dir);
     await this.#makeRoom(content.length);
     const path = join(this.dir, file.name);
-    const temporary = `${path}.${randomUUID()}.tmp`;
-    try {
-      await writeFile(temporary, content, { flag: 'wx', mode: 0o600 });
-      await rename(temporary, path);
-    } catch (error) {
-      await unlink(temporary).catch(() => {});
-      throw error;
-    }
+    await writeWhole(path, content).catch(async (error) => {
+      if (!isFull(error) || this.#files === 0) throw error;
+      // The disk is smaller than the bound, or others fill it: what was used last is worth more than what is old.
+      await this.#makeRoom(content.length, this.#bytes);
+      await writeWhole(path, content);
+    });
     const contained = header.hashes.slice(0, -1).flatMap((hash) => {
       const older = this.#byBlock.get(hash);
       return older?.header?.hashes.at(-1) === hash ? [older] : [];
     });
+    file.usedMs = Date.now(); // after the time that the file says
     this.#note(file);
     for (const older of contained) await this.#delete(older);
   }
@@ -200,10 +223,11 @@ export class KvFolder {
   /** Files of one prompt were used, the first one of the prompt first: it is also the last one to go. */
   async use(files: readonly KvFile[]): Promise<void> {
     const nowMs = Date.now();
+    for (const [i, file] of files.entries()) file.usedMs = nowMs - i;
     for (const file of files.toReversed()) if (this.#knows(file.name)) this.#note(file);
-    for (const [i, file] of files.entries()) {
-      const at = (nowMs - i) / 1000;
-      await utimes(join(this.dir, file.name), at, at).catch(() => {}); // it may be gone; the order is all that is lost
+    for (const { name, usedMs } of files) {
+      const at = usedMs / 1000;
+      await utimes(join(this.dir, name), at, at).catch(() => {}); // it may be gone; the order is all that is lost
     }
   }
 
@@ -218,8 +242,12 @@ export class KvFolder {
     return tenant !== undefined && this.#tenants.get(tenant)?.files.has(name) === true;
   }
 
+  #isUnusable(name: string): boolean {
+    return performance.now() < (this.#unusable.get(name) ?? 0);
+  }
+
   /** What a file is, by its name and its header. */
-  async #look(name: string): Promise<{ readonly file: KvFile; readonly usedMs: number } | undefined> {
+  async #look(name: string): Promise<KvFile | undefined> {
     const path = join(this.dir, name);
     const [, form, tenant, last] = EXTENT_NAME.exec(name) ?? [];
     try {
@@ -229,16 +257,19 @@ export class KvFolder {
         return undefined;
       }
       if (tenant === undefined || last === undefined) return undefined;
-      const { size: bytes, mtimeMs: usedMs } = await lstat(path);
-      if (form !== this.form.digest.slice(0, 16)) return { file: { name, tenant, bytes, header: undefined }, usedMs };
+      const stats = await lstat(path);
+      if (!stats.isFile() || !isOwnAlone(stats)) throw new Error('it is not a file for this user alone');
+      const { size: bytes, mtimeMs: usedMs } = stats;
+      if (form !== this.form.digest.slice(0, 16)) return { name, tenant, bytes, header: undefined, usedMs };
       const start = await readWhole(path, Buffer.allocUnsafe(HEADER_BYTES), HEADER_BYTES);
       const header = readHeader(this.form, start, bytes);
-      if (header && hexOf(header.hashes.at(-1)!) === last) return { file: { name, tenant, bytes, header }, usedMs };
+      if (header && hexOf(header.hashes.at(-1)!) === last) return { name, tenant, bytes, header, usedMs };
       await this.#deleteDamaged(name);
     } catch (error) {
       if (isMissing(error)) return undefined;
-      this.#unusable.add(name);
-      this.#log.warn({ err: error, file: name, dir: this.dir }, 'a file of KV on disk cannot be used');
+      const isSaid = this.#unusable.has(name);
+      this.#unusable.set(name, performance.now() + UNUSABLE_MS);
+      if (!isSaid) this.#log.warn({ err: error, file: name, dir: this.dir }, 'a file of KV on disk cannot be used');
     }
     return undefined;
   }
@@ -279,15 +310,38 @@ export class KvFolder {
     metrics.kvDiskBytes.set(this.#bytes);
   }
 
-  /** Deletes what has to go before so many more bytes come. */
-  async #makeRoom(bytes: number): Promise<void> {
+  /** Deletes what has to go before so many more bytes come. @param maxBytes the most that there may be with them. */
+  async #makeRoom(bytes: number, maxBytes = this.#maxBytes): Promise<void> {
     const more = bytes > 0 ? 1 : 0;
-    while (this.#files > 0 && (this.#bytes + bytes > this.#maxBytes || this.#files + more > MOST_FILES)) {
+    while (this.#files > 0 && (this.#bytes + bytes > maxBytes || this.#files + more > MOST_FILES)) {
       const owners = [...this.#tenants.values()];
       const most = owners.reduce((a, b) => (b.bytes > a.bytes ? b : a));
-      const [oldest] = most.files.values();
-      await this.#delete(oldest!);
+      const oldest = await this.#oldestOf(most);
+      if (oldest) await this.#delete(oldest);
     }
+  }
+
+  /**
+   * The file of a tenant that nobody has used for longest. Other workers may have used some since this one did: it
+   * looks at the oldest ones, at twice as many each time, until the first of them is what it is known to be.
+   */
+  async #oldestOf(owner: Owner): Promise<KvFile | undefined> {
+    for (let most = 1; ; most *= 2) {
+      const oldest = [...firstOf(owner.files.values(), most)];
+      const news = await Promise.all(oldest.map((file) => this.#seeUse(file)));
+      const [first] = owner.files.values();
+      if (!news.includes(true) || most > owner.files.size) return first;
+      owner.files = new Map([...owner.files].sort(([, a], [, b]) => a.usedMs - b.usedMs));
+    }
+  }
+
+  /** @returns whether another worker used a file after this one knew of. */
+  async #seeUse(file: KvFile): Promise<boolean> {
+    const stats = await lstat(join(this.dir, file.name)).catch(() => undefined);
+    // The file system keeps a time as whole ns, which the number of ms may be a little less than.
+    if (stats === undefined || stats.mtimeMs < file.usedMs + 1) return false;
+    file.usedMs = stats.mtimeMs;
+    return true;
   }
 
   async #delete(file: KvFile): Promise<void> {
@@ -298,23 +352,64 @@ export class KvFolder {
   }
 }
 
+/** The first values of many. */
+function* firstOf<T>(values: Iterable<T>, most: number): Generator<T> {
+  let left = most;
+  for (const value of values) {
+    if (left-- <= 0) return;
+    yield value;
+  }
+}
+
 const isOurs = (name: string) => name === ID_FILE || EXTENT_NAME.test(name) || TEMPORARY_NAME.test(name);
 
 const hexOf = (hash: string) => Buffer.from(hash, 'base64').toString('hex');
 
+/** Whether there is no room: on the disk, or in what of it this user may have. */
+const isFull = (error: unknown) => ['ENOSPC', 'EDQUOT'].includes((error as NodeJS.ErrnoException).code ?? '');
+
 const isMissing = (error: unknown) => (error as NodeJS.ErrnoException).code === 'ENOENT';
 
-/** The folder's name for itself, which the first worker that uses it makes. */
-async function readId(dir: string): Promise<string> {
+/** Makes a folder for this user alone, or makes one such that is there. @throws ServingError config_invalid */
+async function makeOwnFolder(dir: string): Promise<void> {
+  await makeFolder(dir);
+  const own = (await readdir(dir)).filter((name) => isOurs(name));
+  await narrowWithin(dir, own);
+  await assertOwnAlone(dir);
+}
+
+/** Values that others could write would be computed with. @throws ServingError config_invalid */
+async function assertOwnAlone(dir: string): Promise<void> {
+  if (isOwnAlone(await lstat(dir))) return;
+  throw new ServingError(
+    'config_invalid',
+    `--kv-disk-dir ${dir} can be used by others than the user of this process: name a folder within it that ` +
+      'does not exist yet, or chmod it to 700',
+  );
+}
+
+/** Writes a file under another name, and gives it its own when it is whole. */
+async function writeWhole(path: string, content: Buffer): Promise<void> {
+  const temporary = `${path}.${randomUUID()}.tmp`;
+  try {
+    await writeFile(temporary, content, { flag: 'wx', mode: 0o600 });
+    await rename(temporary, path);
+  } catch (error) {
+    await unlink(temporary).catch(() => {});
+    throw error;
+  }
+}
+
+/** The folder's name for itself. @param id what it is called from now on where it has no name. */
+async function readId(dir: string, id: string): Promise<string> {
   const path = join(dir, ID_FILE);
-  const id = randomUUID();
-  const temporary = `${path}.${id}`;
+  const temporary = `${path}.${randomUUID()}`;
   const isId = (text: string) => /^[0-9a-f-]{36}$/.test(text);
   const known = await readFile(path, 'latin1').catch(() => undefined);
   if (known !== undefined && isId(known)) return known;
   if (known !== undefined) await unlink(path);
-  await writeFile(temporary, id, { flag: 'wx', mode: 0o600 });
   try {
+    await writeFile(temporary, id, { flag: 'wx', mode: 0o600 });
     await link(temporary, path);
     return id;
   } catch (error) {
@@ -322,7 +417,7 @@ async function readId(dir: string): Promise<string> {
     if ((error as NodeJS.ErrnoException).code === 'EEXIST') return await readFile(path, 'latin1');
     throw error;
   } finally {
-    await unlink(temporary);
+    await unlink(temporary).catch(() => {}); // it need not be there if the disk is full
   }
 }
 
