@@ -196,7 +196,10 @@ describe('a checkpoint', async () => {
 
   test('a checkpoint of another format is refused with a remedy', async () => {
     await writeFile(join(dir, 'projector.npz'), '');
-    await expect(Checkpoint.open(join(dir, 'projector.npz'))).rejects.toThrow(checkpointInvalid('convert'));
+    await expect(Checkpoint.open(join(dir, 'projector.npz'))).rejects.toMatchObject({
+      message: expect.stringMatching(/projector\.npz: is neither/),
+      remedy: expect.stringMatching(/^Convert it to safetensors/),
+    });
     await expect(Checkpoint.open(join(dir, 'nowhere'))).rejects.toThrow(checkpointInvalid('nowhere', 'not exist'));
     await expect(Checkpoint.open(dir)).rejects.toThrow(checkpointInvalid('model.safetensors', 'convert'));
   });
