@@ -83,7 +83,9 @@ export const SOAK_BENCH: Bench<SoakResult> = {
       'attacks; while workers are, and tenants attack; and those of both that waited while a worker ' +
       'was away, which are replayed or queue for fewer workers, and are not ' +
       'compared; two tenants attack at a time, so a request that is attacked counts in two rows of attacks',
-    'hostile tenants': `their clients run in a process of their own at niceness ${ATTACKERS_NICE}, as on a machine of their own: they have the CPU that nobody else wants`,
+    'hostile tenants':
+      `their clients run in a process of their own at niceness ${ATTACKERS_NICE}, as on a machine of their own: ` +
+      'they have the CPU that nobody else wants',
   },
   report: ({ result }) => reportSoak(result),
   headline: ({ minutes, sent, lostTokens, doubledTokens, waits, broken }) =>
@@ -136,7 +138,8 @@ function waitsOf({ waits, attackers, calmMinutes, undisturbedMinutes }: Partial<
     return `${tenant} sent ${sent} measured requests and got ${tokens} tokens, refused: ${counts(refused)}`;
   });
   const verdict = canCompare(waits)
-    ? `Beside attackers p99 was ${figure(riseOf(waits))} times that of ${figure(calmMinutes)} calm minutes; at most ${MOST_RISE} is promised. The first ${figure(undisturbedMinutes)} minutes were undisturbed.`
+    ? `Beside attackers p99 was ${figure(riseOf(waits))} times that of ${figure(calmMinutes)} calm minutes; ` +
+      `at most ${MOST_RISE} is promised. The first ${figure(undisturbedMinutes)} minutes were undisturbed.`
     : `There are too few requests to judge p99: ${JUDGED_FROM_COUNT} are needed on each side.`;
   const head = ['TTFT, ms', 'requests', 'p50', 'p90', 'p99'];
   return [table(head, rows), [verdict, ...of.map((text) => `${text}.`)].join(' ')];
