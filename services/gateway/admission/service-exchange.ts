@@ -97,11 +97,17 @@ export const NEWS_EVERY_MS = 250;
  * had the time to hear for whom.
  */
 const SOONEST_NEWS_MS = 25;
-/** News of a gateway that are older than this say nothing about who waits there or holds slots, in ms. */
+/** News of a gateway that are older than this say nothing about who waits there, in ms. */
 const NEWS_LIVE_MS = 4 * NEWS_EVERY_MS;
+/**
+ * News of a gateway that are older than this say nothing about which tenants hold slots, in ms. Nobody else can say it:
+ * a gateway that forgot it after a second took tenants with their share for tenants without any slot, and sequences of
+ * others made way for them. With one news in twenty lost that happened every few minutes, and now once in 10^15 ticks.
+ */
+const HOLDERS_LIVE_MS = 12 * NEWS_EVERY_MS;
 /** How long a tenant may be yielded to without being served, in ms: its gateway may have lost the workers. */
 export const PATIENCE_MS = 2_000;
-/** For so many ticks a total is told again: for as long as news are worth anything. */
+/** For so many ticks a total is told again, and that there is nothing any more: for as long as news are worth anything. */
 const TOLD_TICKS = NEWS_LIVE_MS / NEWS_EVERY_MS;
 /** What another gateway has told of a tenant is remembered for so long, in ms: it repeats nothing that is so old. */
 const REMEMBERED_MS = 15 * NEWS_LIVE_MS;
@@ -130,7 +136,8 @@ export class ServiceExchange {
   readonly #elsewhere = new Map<string, Heard>();
   /** Cost divided by weight that all gateways served in this interval and in the two before. */
   #recent = [0, 0, 0];
-  #saidAnything = false;
+  /** Ticks in which the others are told that there is nothing any more. */
+  #emptyTicks = 0;
   #saidAtMs = -Infinity;
   /** News are due that came too soon after the last ones. */
   #sayingSoon = false;
@@ -162,13 +169,13 @@ export class ServiceExchange {
 
   /** Sequences that other gateways have placed. */
   get heldElsewhere(): HeldElsewhere[] {
-    return this.#live().flatMap(([from, { held }]) => {
+    return this.#live(HOLDERS_LIVE_MS).flatMap(([from, { held }]) => {
       const first = from < this.#options.self;
       return held.map(([tenant, address, sequences, movable]) => ({ tenant, address, sequences, movable, first }));
     });
   }
 
-  /** Sequences that other gateways have placed on a worker. */
+  /** Sequences that other gateways have placed on a worker a moment ago: a while later it says so itself. */
   sequencesElsewhere(address: string): number {
     let sum = 0;
     for (const [, { held }] of this.#live()) for (const each of held) if (each[1] === address) sum += each[2];
@@ -253,11 +260,12 @@ export class ServiceExchange {
     const held = slots.held.slice(0, MOST_TENANTS);
     const blocked = slots.blocked.slice(0, MOST_TENANTS);
     const lasts = waiting.length + held.length + blocked.length > 0;
-    if (totals.length > 0 || lasts || this.#saidAnything) {
+    if (totals.length > 0 || lasts || this.#emptyTicks > 0) {
       this.#options.publish({ totals, served, waiting, held, blocked });
     }
     for (const [, own] of toTell) own.told = own.total;
-    this.#saidAnything = lasts;
+    if (lasts) this.#emptyTicks = TOLD_TICKS;
+    else if (again && this.#emptyTicks > 0) this.#emptyTicks--;
     this.#saidAtMs = this.#now();
   }
 
@@ -279,7 +287,7 @@ export class ServiceExchange {
 
   #forget(nowMs: number): void {
     for (const [from, { atMs }] of this.#elsewhere) {
-      if (nowMs - atMs >= NEWS_LIVE_MS) this.#elsewhere.delete(from);
+      if (nowMs - atMs >= HOLDERS_LIVE_MS) this.#elsewhere.delete(from);
     }
     for (const [tenant, { total, before, told }] of this.#own) {
       if (total !== told) continue; // there was no room for it
@@ -296,9 +304,9 @@ export class ServiceExchange {
     }
   }
 
-  #live(): [string, Heard][] {
+  #live(forMs = NEWS_LIVE_MS): [string, Heard][] {
     const nowMs = this.#now();
-    return [...this.#elsewhere].filter(([, { atMs }]) => nowMs - atMs < NEWS_LIVE_MS);
+    return [...this.#elsewhere].filter(([, { atMs }]) => nowMs - atMs < forMs);
   }
 
   #waitingElsewhere(): string[] {

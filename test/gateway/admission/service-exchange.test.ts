@@ -2,7 +2,7 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { Dispatcher } from '../../../services/gateway/admission/dispatcher.ts';
-import { NEWS_EVERY_MS, ServiceExchange } from '../../../services/gateway/admission/service-exchange.ts';
+import { NEWS_EVERY_MS, ServiceExchange, type SlotNews } from '../../../services/gateway/admission/service-exchange.ts';
 import type { Placement } from '../../../services/gateway/workers/worker-pool.ts';
 
 /** Prompts that the workers compute at once, time of one, and those that a gateway may have there at once. */
@@ -296,12 +296,13 @@ describe('news of slots', () => {
     let nowMs = 0;
     const told: unknown[] = [];
     const later: { atMs: number; task: () => void }[] = [];
+    const slots: { -readonly [K in keyof SlotNews]: SlotNews[K] } = { held: [['own', 'd0', 2, 1]], blocked: [] };
     const exchange = new ServiceExchange({
       weightOf: () => 1,
       publish: (news) => told.push(news),
       charge: () => {},
       waiting: () => new Set(),
-      slots: () => ({ held: [['own', 'd0', 2, 1]], blocked: [] }),
+      slots: () => slots,
       after: (ms, task) => later.push({ atMs: nowMs + ms, task }),
       self: 'b',
       now: () => nowMs,
@@ -310,11 +311,11 @@ describe('news of slots', () => {
       nowMs += ms;
       while (later.length > 0 && later[0]!.atMs <= nowMs) later.shift()!.task();
     };
-    return { exchange, told, pass };
+    return { exchange, told, pass, slots };
   }
   const NEWS = { served: [], waiting: ['t'], held: [['t', 'd0', 3, 2]], blocked: [['t', 5, 40, 120]] };
 
-  test('what another gateway holds and lacks counts for a second, and the time for which it lacks it goes on', () => {
+  test('what another gateway lacks counts for a second, and what its tenants hold for three, though news are lost', () => {
     const { exchange, pass } = listening();
     exchange.heard('a', NEWS);
     exchange.heard('c', { ...NEWS, blocked: [] });
@@ -329,7 +330,25 @@ describe('news of slots', () => {
       { gateway: 'a', tenant: 't', sequences: 5, positions: 40, forMs: 1_020 },
     ]);
     pass(100);
-    expect([exchange.heldElsewhere, exchange.blockedElsewhere, exchange.sequencesElsewhere('d0')]).toEqual([[], [], 0]);
+    const counts = () => [exchange.heldElsewhere.length, exchange.blockedElsewhere, exchange.sequencesElsewhere('d0')];
+    expect(counts()).toEqual([2, [], 0]);
+    pass(1_999);
+    exchange.tick();
+    expect(counts()).toEqual([2, [], 0]);
+    pass(1);
+    expect(counts()).toEqual([0, [], 0]);
+  });
+
+  test('a gateway that holds nothing any more says so in four ticks, since news may be lost, and then nothing', () => {
+    const { exchange, told, slots } = listening();
+    exchange.tick();
+    slots.held = [];
+    told.length = 0;
+    for (let i = 0; i < 6; i++) exchange.tick();
+    expect(told).toEqual(Array(4).fill({ totals: [], served: [], waiting: [], held: [], blocked: [] }));
+    slots.held = [['own', 'd0', 1, 0]];
+    exchange.tick();
+    expect(told).toHaveLength(5);
   });
 
   test('a tenant that lacks slots is heard and told also where nobody holds any or waits in the queue', () => {

@@ -375,7 +375,20 @@ describe('decode slots of several gateways', () => {
           system.stop();
         }
       }),
-      { numRuns: 8 },
+      {
+        numRuns: 8,
+        examples: [
+          [
+            [
+              { tenant: 'a', gateway: 0, afterMs: 0 },
+              { tenant: 'c', gateway: 2, afterMs: 0 },
+              { tenant: 'a', gateway: 2, afterMs: 0 },
+            ],
+            // Several news of the first gateway in a row are lost, and the next ones are late.
+            { gateways: 3, slots: [7, 5], seed: 972_521_543, delayMs: 150, lossPercent: 5 },
+          ],
+        ],
+      },
     );
   }, 300_000);
 });
