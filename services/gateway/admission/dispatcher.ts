@@ -84,6 +84,17 @@ interface Obligation {
   readonly againMs: number;
 }
 
+/** A sequence of a tenant came back from a worker for a slot that somebody has to leave. */
+interface Recall {
+  /** On our clock. */
+  readonly atMs: number;
+  /**
+   * Who held how many sequences then. As long as that is so and no sequence of the tenant has got a slot, nobody has
+   * left it one: gateways may differ on what tenants were served.
+   */
+  inVainWith: string | undefined;
+}
+
 /** Workers for sequences of one prompt whose turns came together. */
 interface GrantedWorkers {
   readonly placement: Placement;
@@ -138,8 +149,8 @@ export class Dispatcher {
   #blocked: readonly QueuedPrompt[] = [];
   /** Tenants of other gateways that sequences made way for lately, by gateway and tenant. */
   readonly #obliged = new Map<string, Obligation>();
-  /** When a sequence of a tenant came back last for a slot that somebody has to leave, on our clock. */
-  readonly #recalledMs = new Map<string, number>();
+  /** The last recall of each tenant for a slot that somebody has to leave. */
+  readonly #recalled = new Map<string, Recall>();
   /** Made when it is asked for, and again after a change. */
   #holders: SlotHolders<RunningSequence> | undefined;
   #placed = 0;
@@ -355,6 +366,7 @@ export class Dispatcher {
   }
 
   #take(next: QueuedPrompt): void {
+    next.owedMs = undefined; // one slot is made free at a time
     // Time during an outage does not count: nobody was served slowly, nobody was served at all.
     const sinceMs = Math.max(next.waitsSinceMs, this.#upSinceMs);
     if (next.pendingTokens > 0) this.#rate.served(next.tokens, sinceMs, this.#now());
@@ -373,11 +385,18 @@ export class Dispatcher {
     return this.#replays[0] ?? this.#claim?.prompt ?? this.#firstInQueue;
   }
 
-  /** The first prompt, or where it has to leave the free slots to others, the first of those that need not. */
+  /**
+   * The first prompt, or where it has to leave the free slots to others, the first of those that need not. One that
+   * another gateway makes way for gets the slot also where its tenant is ahead in tokens of the one that is first, as
+   * one with a claim does: otherwise the slot would go back to whoever made way, again and again.
+   */
   get #firstInQueue(): QueuedPrompt | undefined {
     const first = this.#firstByNews;
     if (first === undefined || !this.#leavesSpare(first)) return first;
-    return this.#queue.firstOf((prompt) => !this.#leavesSpare(prompt)) ?? first;
+    const needNot = (prompt: QueuedPrompt) => !this.#leavesSpare(prompt);
+    const sinceMs = this.#now() - PATIENCE_MS;
+    const isOwed = ({ owedMs = -Infinity }: QueuedPrompt) => owedMs > sinceMs;
+    return this.#queue.firstOf(needNot) ?? this.#queue.firsts.find((each) => isOwed(each) && needNot(each)) ?? first;
   }
 
   /**
@@ -482,6 +501,8 @@ export class Dispatcher {
       preempted: preempted.signal,
       started: () => {
         sequence.hasJoined = true;
+        const recall = this.#recalled.get(tenant);
+        if (recall) recall.inVainWith = undefined;
         worker.started();
       },
       releaseLoad: () => {
@@ -527,8 +548,9 @@ export class Dispatcher {
     const waiting = [...this.#running].filter(({ hasJoined, sentMs }) => {
       return !hasJoined && nowMs - sentMs >= RECALL_AFTER_MS;
     });
-    for (const [tenant, lastMs] of this.#recalledMs) {
-      if (nowMs - lastMs >= RECALL_AGAIN_MS) this.#recalledMs.delete(tenant);
+    const tenants = new Set(waiting.map(({ tenant }) => tenant));
+    for (const [tenant, { atMs }] of this.#recalled) {
+      if (nowMs - atMs >= RECALL_AGAIN_MS && !tenants.has(tenant)) this.#recalled.delete(tenant);
     }
     for (const sequence of waiting.reverse()) {
       const decoders = this.#options.pool.decodeRoom(sequence.needs);
@@ -539,8 +561,13 @@ export class Dispatcher {
       const held = (this.#slotHolders.counts.get(tenant) ?? 0) - 1;
       const isFree =
         decoders.some(({ freeSlots }) => freeSlots > 0) && !this.#leavesSpare({ tenant, needs, continues: true }, held);
-      if (!isFree && (this.#recalledMs.has(tenant) || !this.#couldGain(sequence, decoders))) continue;
-      if (!isFree) this.#recalledMs.set(tenant, nowMs);
+      if (!isFree) {
+        const last = this.#recalled.get(tenant);
+        if (last && nowMs - last.atMs < RECALL_AGAIN_MS) continue;
+        const holders = JSON.stringify([...this.#slotHolders.counts].sort());
+        if (last?.inVainWith === holders || !this.#couldGain(sequence, decoders)) continue;
+        this.#recalled.set(tenant, { atMs: nowMs, inVainWith: holders });
+      }
       this.#callBack([sequence]);
       return;
     }
@@ -576,6 +603,7 @@ export class Dispatcher {
       const isEntitled = way.slots > 0 || way.elsewhere;
       if (way.elsewhere && prompt.blockedSinceMs === undefined) isNew = true;
       if (isEntitled) prompt.blockedSinceMs ??= this.#now();
+      if (way.elsewhere) prompt.owedMs = this.#now();
       // Gateways that have made way for it go on to leave it the slot.
       if (way.elsewhere || (!isEntitled && this.#mayBeLeftSlot(prompt))) blocked.push(prompt);
       if (way.slots > 0 || (way.elsewhere && this.#mayBeLeftSlot(prompt))) entitled.push({ prompt, way });

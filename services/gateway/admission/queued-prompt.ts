@@ -66,6 +66,8 @@ export class QueuedPrompt implements Waiting {
   readonly waitsSinceMs: number;
   /** Since when it is first in line and finds slots taken by others that have more than their share. */
   blockedSinceMs: number | undefined;
+  /** When another gateway was last to make way for it, by the dispatcher's clock; undefined since it got a slot. */
+  owedMs: number | undefined;
   readonly #request: QueueRequest;
   #affinity: Pick<PlacementRequest, 'affinityWorker' | 'affinityTokens'>;
   #waiting = new Deferred<Grant>();

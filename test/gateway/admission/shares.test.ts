@@ -376,7 +376,7 @@ describe('decode slots of several gateways', () => {
         }
       }),
       {
-        numRuns: 8,
+        numRuns: 11,
         examples: [
           [
             [
@@ -386,6 +386,30 @@ describe('decode slots of several gateways', () => {
             ],
             // Several news of the first gateway in a row are lost, and the next ones are late.
             { gateways: 3, slots: [7, 5], seed: 972_521_543, delayMs: 150, lossPercent: 5 },
+          ],
+          [
+            [
+              { tenant: 'b', gateway: 2, afterMs: 2_024 },
+              { tenant: 'c', gateway: 1, afterMs: 1_933 },
+              { tenant: 'c', gateway: 0, afterMs: 2_948 },
+              { tenant: 'a', gateway: 0, afterMs: 2_896 },
+              { tenant: 'b', gateway: 0, afterMs: 2_561 },
+              { tenant: 'b', gateway: 0, afterMs: 2_083 },
+            ],
+            // The one that a slot is left for waits behind a tenant with its share of slots and fewer tokens.
+            { gateways: 2, slots: [8, 4], seed: 806_200_532, delayMs: 2, lossPercent: 0 },
+          ],
+          [
+            [
+              { tenant: 'c', gateway: 2, afterMs: 983 },
+              { tenant: 'c', gateway: 1, afterMs: 2_740 },
+              { tenant: 'b', gateway: 0, afterMs: 1_168 },
+              { tenant: 'c', gateway: 2, afterMs: 361 },
+              { tenant: 'a', gateway: 0, afterMs: 390 },
+              { tenant: 'b', gateway: 1, afterMs: 412 },
+            ],
+            // A sequence comes back from a worker for a slot that the other gateways think it should not have.
+            { gateways: 3, slots: [3, 6], seed: 91_121_513, delayMs: 146, lossPercent: 0 },
           ],
         ],
       },
