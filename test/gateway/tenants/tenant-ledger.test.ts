@@ -91,7 +91,8 @@ class Model {
 }
 
 test('the accounts in Redis are those of the model, whatever two gateways do, and whenever leases expire', async () => {
-  const LEASE_MS = 6; // a few commands long, so that some leases expire between two of them
+  // A few commands long, so that some leases expire between two of them, or so long that none does.
+  const leases = fc.constantFrom(6, 60_000, 60_000);
   const limits = { maxInflight: 8, tokensPerMinute: 1_200_000 }; // 20 tokens in a ms
   const step = fc.oneof(
     fc.record({
@@ -105,10 +106,10 @@ test('the accounts in Redis are those of the model, whatever two gateways do, an
     fc.record({ kind: fc.constant('pause' as const), ms: fc.integer({ min: 1, max: 5 }) }),
   );
   const seen = new Set<string | undefined>();
-  const property = fc.asyncProperty(fc.array(step, { minLength: 5, maxLength: 30 }), async (steps) => {
+  const property = fc.asyncProperty(fc.array(step, { minLength: 5, maxLength: 30 }), leases, async (steps, leaseMs) => {
     const tenant = `model${++number}`;
-    const ledgers = [new TenantLedger(redis, LEASE_MS), new TenantLedger(redis, LEASE_MS)];
-    const model = new Model(limits, LEASE_MS);
+    const ledgers = [new TenantLedger(redis, leaseMs), new TenantLedger(redis, leaseMs)];
+    const model = new Model(limits, leaseMs);
     const known: Demand[] = [];
     for (const [i, one] of steps.entries()) {
       const ledger = ledgers[i % 2]!;
@@ -133,7 +134,17 @@ test('the accounts in Redis are those of the model, whatever two gateways do, an
       }
     }
   });
-  await fc.assert(property, { numRuns: 60 });
+  // Each limit is met once at least, however slow the machine is.
+  const ask = { kind: 'admit' as const, sequences: 1, reserved: 0, session: undefined };
+  const many = { ...ask, sequences: 5 };
+  const large = { ...ask, reserved: 900_000 };
+  await fc.assert(property, {
+    numRuns: 62,
+    examples: [
+      [[many, many], 60_000],
+      [[large, large], 60_000],
+    ],
+  });
   expect([...seen].sort()).toEqual(['max-inflight', 'tokens-per-minute', undefined]);
 });
 
