@@ -17,6 +17,7 @@ import {
 } from 'fastify';
 import { RenewedTls, type Tls } from '../../lib/process/certificate.ts';
 import type { Logger } from '../../lib/process/log.ts';
+import type { Arrivals } from './arrivals.ts';
 import { answerClientError } from './client-error.ts';
 import { serveInTurn } from './connections.ts';
 import { allowHalfClose } from './half-close.ts';
@@ -30,6 +31,8 @@ export interface AppOptions extends HttpLimits, Pick<HttpConfig, 'bodyLimitBytes
   readonly log: Logger;
   /** Aborted when the gateway takes no new work. */
   readonly draining: AbortSignal;
+  /** Decides when requests begin. */
+  readonly arrivals: Arrivals;
 }
 
 /** A request id that a client may choose: it goes into logs and headers. */
@@ -63,12 +66,13 @@ export function createApp(
 
 /** Fastify asks for a second server where the host is `localhost`, which may be two addresses. */
 function createNodeServer(limits: AppOptions, handle: RequestListener) {
-  const { tls, receiveTimeoutMs, maxConnections, draining } = limits;
+  const { tls, receiveTimeoutMs, maxConnections, draining, arrivals } = limits;
   const options = serverOptions(limits);
   const server = tls ? createHttpsServer(tls, options, receiveTimeoutMs) : createHttpServer(options);
   server.maxHeadersCount = 0; // Node would drop the others in silence
   allowHalfClose(server);
-  serveInTurn(server, { handle, room: new Room(maxConnections), lingerMs: receiveTimeoutMs, draining });
+  const room = new Room(maxConnections);
+  serveInTurn(server, { handle, arrivals, room, lingerMs: receiveTimeoutMs, draining });
   return server;
 }
 

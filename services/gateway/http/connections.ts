@@ -10,6 +10,7 @@
 import type { IncomingMessage, Server, ServerResponse } from 'node:http';
 import { Server as TlsServer } from 'node:https';
 import type { Socket } from 'node:net';
+import type { Arrivals } from './arrivals.ts';
 import { probeClient } from './half-close.ts';
 import { readLater } from './read-later.ts';
 import type { Room } from './room.ts';
@@ -41,6 +42,8 @@ const awaitingContinue = new WeakMap<IncomingMessage, ServerResponse>();
 
 export interface Serving {
   readonly handle: Handler;
+  /** Decides when the requests of all connections begin. */
+  readonly arrivals: Pick<Arrivals, 'arrive'>;
   readonly room: Room;
   /**
    * Time that a client gets to stop sending, once it has been answered for the last time; and for its next request, if
@@ -186,6 +189,12 @@ class Connection {
       else if (canOutlast(request)) this.#awaitRest(request);
       else this.#closeSoon();
     });
+    this.#serving.arrivals.arrive(request, () => this.#handle(exchange));
+  }
+
+  /** A request whose client has left before its turn is refused like any other: it has its line in the log. */
+  #handle({ request, response }: Exchange): void {
+    if (response.destroyed) setImmediate(tellClosed, response);
     this.#serving.handle(request, response);
   }
 
@@ -214,14 +223,12 @@ class Connection {
     this.#linger = setTimeout(() => this.#socket.destroy(), this.#serving.lingerMs).unref();
   }
 
-  /** Requests that waited are refused like any other whose client is gone: they have their lines in the log. */
   #closed(): void {
     this.#closing = true;
     clearTimeout(this.#linger);
-    for (const { request, response } of this.#waiting.splice(0)) {
-      response.destroyed = true;
-      this.#serving.handle(request, response);
-      setImmediate(tellClosed, response);
+    for (const exchange of this.#waiting.splice(0)) {
+      exchange.response.destroyed = true;
+      this.#serving.arrivals.arrive(exchange.request, () => this.#handle(exchange));
     }
   }
 

@@ -14,7 +14,9 @@ import { RefusalPace } from '../tenants/refusal-pace.ts';
 import { assertAccess, neededFor } from './access.ts';
 import { type AdminParts, addAdminRoutes } from './admin.ts';
 import { isPage } from './admin-page.ts';
+import { keyOf } from './api-key.ts';
 import { type AppOptions, createApp } from './app.ts';
+import { Arrivals } from './arrivals.ts';
 import { auditAtEnd, noteFailure } from './audit.ts';
 import { assertUtf8, decodedBody, onceRead, parseJson } from './body.ts';
 import { addChatRoute, type ChatParts } from './chat.ts';
@@ -25,7 +27,7 @@ import { addDocs, isDocs } from './docs.ts';
 import type { BodySchema } from './editor-body.ts';
 import { asServingError, clientGone, errorBody, validationError } from './errors.ts';
 import { toJson } from './json.ts';
-import { assertFewHeaders, awaitBody, closeAfterLinger } from './limits.ts';
+import { assertFewHeaders, awaitBody, closeAfterLinger, type HttpLimits } from './limits.ts';
 import { addLlamaCppRoutes, type LlamaCppParts } from './llama-cpp.ts';
 import { addMethodNotAllowed, collectMethods } from './methods.ts';
 import { addMistralRoutes } from './mistral.ts';
@@ -64,7 +66,7 @@ declare module 'fastify' {
 }
 
 export interface ServerParts
-  extends AppOptions,
+  extends Omit<AppOptions, 'arrivals'>,
     AdminParts,
     ChatParts,
     CompletionsParts,
@@ -96,7 +98,8 @@ const REFUSALS_EVERY_MS = 1_000;
 
 export function createServer(parts: ServerParts): FastifyInstance {
   const prefix = new RepositoryPrefix();
-  const app = createApp(parts, sendError, (raw) => prefix.rewrite(raw));
+  const arrivals = new Arrivals();
+  const app = createApp({ ...parts, arrivals }, sendError, (raw) => prefix.rewrite(raw));
   app.addHook('onRoute', ({ url }) => prefix.knows(url));
   app.decorateRequest('record', undefined);
   app.decorateRequest('identity');
@@ -113,7 +116,7 @@ export function createServer(parts: ServerParts): FastifyInstance {
     return parseJson(body);
   });
   app.setReplySerializer(toJson);
-  addRequestHooks(app, parts);
+  addRequestHooks(app, parts, arrivals);
   app.setErrorHandler(sendError);
   app.setNotFoundHandler((request) => {
     throw notFound(request);
@@ -122,7 +125,7 @@ export function createServer(parts: ServerParts): FastifyInstance {
   return app;
 }
 
-function addRequestHooks(app: FastifyInstance, parts: ServerParts): void {
+function addRequestHooks(app: FastifyInstance, parts: ServerParts, arrivals: Arrivals): void {
   const keyRefused = throttled(REFUSALS_EVERY_MS, (refusal: object, requests: number) =>
     parts.log.warn({ ...refusal, requests }, 'API key refused'),
   );
@@ -148,9 +151,11 @@ function addRequestHooks(app: FastifyInstance, parts: ServerParts): void {
     if (url === undefined) throw notFound(request);
     if (!config.needsNoKey) {
       try {
-        if (config.isScraped && parts.scrapers) parts.scrapers.assertMayScrape(keyOf(request), request.ip);
+        const key = keyOf(request);
+        if (config.isScraped && parts.scrapers) parts.scrapers.assertMayScrape(key, request.ip);
         else {
-          request.identity = parts.keys.identify(keyOf(request));
+          request.identity = parts.keys.identify(key);
+          if (key !== undefined && parts.keys !== NO_KEYS) arrivals.knows(key, request.identity.tenant);
           auditAtEnd(request, reply, parts.audit);
         }
         welcome(request.raw);
@@ -173,7 +178,7 @@ function addRequestHooks(app: FastifyInstance, parts: ServerParts): void {
 }
 
 /** Tells a client how long its connection is kept, where that is shorter than Node says. */
-function announceIdleTime(request: FastifyRequest, reply: FastifyReply, { receiveTimeoutMs }: AppOptions): void {
+function announceIdleTime(request: FastifyRequest, reply: FastifyReply, { receiveTimeoutMs }: HttpLimits): void {
   if (!isStranger(request.raw) || reply.hasHeader('connection')) return;
   reply.header('keep-alive', `timeout=${Math.floor(receiveTimeoutMs / 1_000)}`);
 }
@@ -209,17 +214,6 @@ function addApi(app: FastifyInstance, parts: ServerParts): void {
   addRepoRoutes(app, parts);
   addRolloutRoutes(app, parts);
   addTabbyRoutes(app, parts);
-}
-
-/** Headers that hold a key by itself: clients of Anthropic and Mistral send the first, those of Azure the second. */
-const KEY_HEADERS = ['x-api-key', 'api-key'];
-
-/** The key of the header `authorization: Bearer <key>`, or else of another one; undefined where there is none. */
-function keyOf({ headers }: FastifyRequest): string | undefined {
-  const bearer = /^Bearer +(\S+)$/i.exec(headers.authorization ?? '')?.[1];
-  if (bearer !== undefined) return bearer;
-  const found = KEY_HEADERS.map((name) => headers[name]).find((value) => value !== undefined && value !== '');
-  return typeof found === 'string' ? found : undefined;
 }
 
 function sendError(error: unknown, request: FastifyRequest, reply: FastifyReply): void {

@@ -147,6 +147,30 @@ const BODY = Buffer.alloc(16_000_000, ' ');
 const head = (line: string, headers: string) =>
   `${line.includes('HTTP/1.1') ? line : `${line} HTTP/1.1`}\r\nhost: x.example\r\ncontent-type: application/json\r\n${headers}\r\n`;
 
+test('a request does not wait for all those of another tenant that came before it at the same moment', async () => {
+  const keys = {
+    tenants: [],
+    identify: (key: string | undefined) => ({ ...NO_KEYS.identify(key), tenant: key ?? '' }),
+  };
+  const { port, lines } = await listen({}, { keys });
+  const ended = () =>
+    lines.flatMap(({ message, request_id }) => (message === 'completion' ? [String(request_id)] : []));
+  // Refused as soon as its body is read.
+  const refused = (key: string, id: string) =>
+    completion({ max_tokens: -1 }, `authorization: Bearer ${key}\r\nx-request-id: ${id}\r\n`);
+  const clients = [...Array.from({ length: 20 }, (_, i) => ['attacker', `attacker-${i}`]), ['honest', 'honest']];
+  const sockets = clients.map(() => open(connect(port, '127.0.0.1')).resume());
+  const ask = (round: number) => {
+    for (const [i, [key, id]] of clients.entries()) sockets[i]!.write(refused(key!, `${id}.${round}`));
+  };
+  ask(1); // from then on their keys are known
+  await vi.waitUntil(() => ended().length === clients.length, 10_000);
+  lines.length = 0;
+  ask(2);
+  await vi.waitUntil(() => ended().length === clients.length, 10_000);
+  expect(ended().slice(0, 4)).toContain('honest.2');
+});
+
 describe('an answer that comes before its request has ended', () => {
   test.each(REFUSED)('a client that reads when it has sent all hears of %s: %i', async (_, status, line, options) => {
     const { port } = await listen({}, options);
