@@ -6,7 +6,7 @@ import type { DrillsResult } from './judge.ts';
 import type { Slope } from './slope.ts';
 import type { SoakResult } from './soak.ts';
 import { RSS_JUDGED_FROM_MS } from './trend.ts';
-import { canCompare, JUDGED_FROM_COUNT, MOST_RISE, type WaitComparison } from './waits.ts';
+import { canCompare, JUDGED_FROM_COUNT, MOST_RISE, riseInWords } from './waits.ts';
 
 export const DRILLS_BENCH: Bench<DrillsResult> = {
   name: 'drills',
@@ -83,6 +83,9 @@ export const SOAK_BENCH: Bench<SoakResult> = {
       'attacks; while workers are, and tenants attack; and those of both that waited while a worker ' +
       'was away, which are replayed or queue for fewer workers, and are not ' +
       'compared; two tenants attack at a time, so a request that is attacked counts in two rows of attacks',
+    'in brackets':
+      '95 % interval of the ratio of both p99 by 2,000 bootstrap resamples of the requests; the promise is judged by ' +
+      'the ratio',
     'hostile tenants':
       `their clients run in a process of their own at niceness ${ATTACKERS_NICE}, as on a machine of their own: ` +
       'they have the CPU that nobody else wants',
@@ -90,11 +93,9 @@ export const SOAK_BENCH: Bench<SoakResult> = {
   report: ({ result }) => reportSoak(result),
   headline: ({ minutes, sent, lostTokens, doubledTokens, waits, broken }) =>
     `${figure(minutes)} minutes, ${sent} requests: ${lostTokens} tokens lost, ${doubledTokens} doubled, ` +
-    (waits ? `TTFT p99 ${figure(riseOf(waits))} times as long beside attackers, ` : '') +
+    (waits ? `TTFT p99 ${riseInWords(waits)} times as long beside attackers, ` : '') +
     (broken === '' ? 'nothing grows' : broken),
 };
-
-const riseOf = ({ calm, attacked }: Pick<WaitComparison, 'calm' | 'attacked'>) => attacked.p99 / calm.p99;
 
 function reportSoak(result: SoakResult): Report {
   const { minutes, endedEarly, sent, ok, left, failed, lostTokens, doubledTokens, restarts, kills } = result;
@@ -138,7 +139,7 @@ function waitsOf({ waits, attackers, calmMinutes, undisturbedMinutes }: Partial<
     return `${tenant} sent ${sent} measured requests and got ${tokens} tokens, refused: ${counts(refused)}`;
   });
   const verdict = canCompare(waits)
-    ? `Beside attackers p99 was ${figure(riseOf(waits))} times that of ${figure(calmMinutes)} calm minutes; ` +
+    ? `Beside attackers p99 was ${riseInWords(waits)} times that of ${figure(calmMinutes)} calm minutes; ` +
       `at most ${MOST_RISE} is promised. The first ${figure(undisturbedMinutes)} minutes were undisturbed.`
     : `There are too few requests to judge p99: ${JUDGED_FROM_COUNT} are needed on each side.`;
   const head = ['TTFT, ms', 'requests', 'p50', 'p90', 'p99'];

@@ -64,17 +64,21 @@ export interface SoakResult extends Outcome {
 const SAMPLE_EVERY_MS = 2_000;
 const REFERENCES = 8;
 const MINUTE_MS = 60_000;
-/** The parts before the attacks: each a share of the time, or so long. */
-const UNDISTURBED = { share: 1 / 12, longestMs: 5 * MINUTE_MS };
-const CALM = { share: 1 / 6, longestMs: 10 * MINUTE_MS };
+/**
+ * The parts before the attacks: each a share of the time, or so long. Of an hour 25 minutes are calm and 31 attacked, so
+ * that p99 rests on some 1,000 requests on both sides.
+ */
+const UNDISTURBED = { share: 1 / 15, longestMs: 4 * MINUTE_MS };
+const CALM = { share: 5 / 12, longestMs: 25 * MINUTE_MS };
 /** Share of the undisturbed part that does not count, as systems warm up. */
 const WARMUP_SHARE = 0.2;
 /**
  * Slots of each prefill worker. The honest tenant has 32 prompts: 8 of one repository, and 8 of each version of one
- * that is edited. They fit into the three quarters of two workers' slots in which prompts that are reused are safe from
- * new ones. With fewer slots it would fill all of them while it is alone, and lose some to attackers by right.
+ * that is edited. They fit into the three quarters of one worker's slots in which prompts that are reused are safe from
+ * new ones: while the other worker is away it must hold all of them. With fewer slots the tenant would fill all of them
+ * while it is alone, and lose some to attackers by right.
  */
-const PREFILL_SLOTS = 24;
+const PREFILL_SLOTS = 48;
 
 export async function runSoak(model: BenchModel, options: SoakRunOptions): Promise<SoakResult> {
   const { data, honestOnly, hostileTokens, speculation, onProgress, stop } = options;

@@ -60,4 +60,19 @@ describe('the waits of honest requests', () => {
   ])('p99 may rise by half, and is judged only if it rests on enough requests (%j, %j)', (calm, attacked, broken) => {
     expect(judgeWaits({ calm, attacked })).toBe(broken);
   });
+
+  test('the rise of p99 has an interval: narrow where requests wait alike, and wide where two waits make it', () => {
+    const calm = Array.from({ length: 400 }, (_, i) => record(600 + (i % 300), 10 + (i % 4)));
+    const attacked = (longest: number) =>
+      Array.from({ length: 400 }, (_, i) => record(2_000 + i, i < 2 ? longest : 10 + (i % 4)));
+    const riseOf = (longest: number) => compareWaits([...calm, ...attacked(longest)], PHASES, [], []).rise!;
+    const even = riseOf(13);
+    expect([even.mean, even.low, even.high]).toEqual([1, 1, 1]);
+    const uneven = riseOf(1_300);
+    expect([uneven.mean, uneven.low]).toEqual([1, 1]);
+    expect(uneven.high).toBeGreaterThan(50);
+    expect(compareWaits(calm, PHASES, [], []).rise).toBeUndefined();
+    const verdict = judgeWaits({ calm: waits(100), attacked: waits(160), rise: { mean: 1.6, low: 1.2, high: 2.1 } });
+    expect(verdict).toContain('1.60 (95 %: 1.20 to 2.10) times');
+  });
 });
