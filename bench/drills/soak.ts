@@ -7,9 +7,11 @@ import { once } from 'node:events';
 import { mkdir } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { streamCompletion } from '../../services/client.ts';
 import { repeatUntilAborted } from '../../services/lib/async/repeat.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import type { OnProgress } from '../harness/run.ts';
+import { promptOf } from '../hostile/raw-client.ts';
 import { RandomStream } from '../measure/arrivals.ts';
 import { percentiles } from '../measure/latency.ts';
 import { runIndexCommand } from '../system/cli.ts';
@@ -24,7 +26,7 @@ import { measureCapacity, rateWithinShare } from './honest-rate.ts';
 import { type AttackerCounts, hostileTenants } from './hostile-rotation.ts';
 import { judge, type Outcome } from './judge.ts';
 import { countMix, KINDS, type Kind, type MixCounts, makeMix, sendMix } from './mix.ts';
-import { type Difference, makeReferences, type StreamRecord } from './streams.ts';
+import { type Difference, makeReferences, type StreamRecord, TIMEOUT_MS } from './streams.ts';
 import { comeBack } from './strikes.ts';
 import { type ProcessTrend, type Sample, trendOf } from './trend.ts';
 import { compareWaits, judgeWaits, type Phases, type Span, type WaitComparison } from './waits.ts';
@@ -79,6 +81,8 @@ const WARMUP_SHARE = 0.2;
  * while it is alone, and lose some to attackers by right.
  */
 const PREFILL_SLOTS = 48;
+/** Prompts that fill slots: as many at once as two decode workers have slots, each with a few steps beside others. */
+const FILLING = { atOnce: 16, outputTokens: 8 };
 
 export async function runSoak(model: BenchModel, options: SoakRunOptions): Promise<SoakResult> {
   const { data, honestOnly, hostileTokens, speculation, onProgress, stop } = options;
@@ -100,6 +104,8 @@ export async function runSoak(model: BenchModel, options: SoakRunOptions): Promi
     prefillSlots: PREFILL_SLOTS,
   });
   try {
+    onProgress('filling the slots');
+    await fillSlots(fleet, options.seed, stop);
     const references = await makeReferences(fleet, prompts, REFERENCES);
     const mix = await makeMix(fleet, options.path, references);
     stop.throwIfAborted();
@@ -111,6 +117,25 @@ export async function runSoak(model: BenchModel, options: SoakRunOptions): Promi
   } finally {
     await fleet.close();
   }
+}
+
+/**
+ * Sends prompts as long as a slot, three for every two slots of prefill workers, so that each slot of every worker has
+ * held one. Pages of a slot are resident from when something is written to them for the first time, and long prompts
+ * are rare in the traffic: the resident memory of a worker with 24 slots of 6 MiB rose for more than an hour.
+ */
+async function fillSlots(fleet: Fleet, seed: number, stop: AbortSignal): Promise<void> {
+  const random = new RandomStream(seed + 11);
+  const { url, capacity, apiKey } = fleet;
+  let left = 3 * PREFILL_SLOTS;
+  const keepSending = async () => {
+    while (left-- > 0) {
+      const prompt = promptOf(random, capacity - FILLING.outputTokens);
+      const body = { prompt, max_tokens: FILLING.outputTokens, temperature: 0, ignore_eos: true };
+      await streamCompletion(url, body, AbortSignal.any([stop, AbortSignal.timeout(TIMEOUT_MS)]), { apiKey });
+    }
+  };
+  await Promise.all(Array.from({ length: FILLING.atOnce }, keepSending));
 }
 
 /** The parts of a run of `lastsMs` before the attacks. */
