@@ -60,10 +60,19 @@ export class PromptQueue<J extends Queued> {
     return best;
   }
 
-  /** Whether a prompt of the queue is to be computed before `rest`, the rest of a prompt that computes now. */
-  precedes(rest: Queued): boolean {
-    const { first } = this;
-    return first !== undefined && compareQueued(first, rest, this.#order) < 0;
+  /**
+   * The prompt that is to be computed before the rest of one that computes now; undefined if there is none. With
+   * shortest-first that is any shorter one; with fifo a shorter one of another tenant, so that nobody's short prompts
+   * wait for more than a chunk of somebody else's long one. Waiting counts in both orders: no rest waits for ever.
+   * @param isOther whether a prompt is of another tenant than the rest.
+   */
+  before(rest: Queued, isOther: (job: J) => boolean): J | undefined {
+    let best: J | undefined;
+    for (const job of this.#jobs) {
+      if (this.#order === 'fifo' && !isOther(job)) continue;
+      if (compareQueued(job, best ?? rest, 'shortest-first') < 0) best = job;
+    }
+    return best;
   }
 
   /** Removes a prompt that is computed now or no longer wanted. Returns false when it was not waiting. */

@@ -1,6 +1,6 @@
 /**
- * Decides which prompt is computed when. Prompts are computed one after another; with shortest-first, a shorter prompt
- * may pass a longer one between two of its chunks. A prompt waits in the queue until a slot is free and gets a lease on
+ * Decides which prompt is computed when. Prompts are computed one after another; between two chunks of a prompt a shorter
+ * one of another tenant may pass it, and with shortest-first any shorter one. A prompt waits in the queue until a slot is free and gets a lease on
  * it at once, so that its KV can be pulled while later chunks still compute. The beginning that it shares with an
  * earlier prompt is not computed again.
  */
@@ -160,8 +160,7 @@ export class PrefillWorker {
     return true;
   }
 
-  #take(): StartedJob | undefined {
-    const job = this.#queue.first;
+  #take(job = this.#queue.first): StartedJob | undefined {
     const start =
       job && this.#prefixes.reserve(job.chain, job.prompt.ids.length, tenantOfSalt(job.cacheSalt), job.requestId);
     if (job === undefined || start === undefined) return undefined;
@@ -189,7 +188,7 @@ export class PrefillWorker {
       job.accept({ lease, queueSeconds });
       const { start, seconds: restoreSeconds } = await this.#restore(job, reserved, lease);
       metrics.prefixHits.inc(start.positions);
-      const computed = await this.#computer.compute(job, start, lease, (rest) => this.#runShorterFirst(job, rest));
+      const computed = await this.#computer.compute(job, start, lease, (rest) => this.#runShorter(job, rest));
       const result = { ...computed, seconds: restoreSeconds + computed.seconds };
       job.signal.throwIfAborted(); // `cancel` leaves the end of an incomplete lease to us
       this.#prefixes.add(lease.slot.index, job.chain, length, tenantOfSalt(job.cacheSalt), job.requestId);
@@ -243,11 +242,14 @@ export class PrefillWorker {
     job.fail(error);
   }
 
-  /** Computes the prompts that precede the rest of this one in the queue's order, as long as there are slots. */
-  async #runShorterFirst(job: QueuedJob, remainingTokens: number): Promise<void> {
+  /** Computes the prompts that go before the rest of this one, as long as there are slots. */
+  async #runShorter(job: QueuedJob, remainingTokens: number): Promise<void> {
     const rest = { tokens: remainingTokens, queuedAtMs: job.queuedAtMs };
-    while (this.#queue.precedes(rest) && !this.#engine.pool.contended) {
-      const next = this.#take();
+    const tenant = tenantOfSalt(job.cacheSalt);
+    const isOther = (other: QueuedJob) => tenantOfSalt(other.cacheSalt) !== tenant;
+    for (;;) {
+      const shorter = this.#engine.pool.contended ? undefined : this.#queue.before(rest, isOther);
+      const next = shorter && this.#take(shorter);
       if (next === undefined) break;
       await this.#serve(next.job, next.start);
       job.signal.throwIfAborted();

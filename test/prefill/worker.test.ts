@@ -6,7 +6,7 @@ import { createLogger } from '../../services/lib/process/log.ts';
 import { metrics } from '../../services/lib/process/metrics.ts';
 import { cacheSaltOf } from '../../services/lib/request/cache-salt.ts';
 import { GREEDY } from '../../services/lib/request/next-token.ts';
-import type { QueueOrder } from '../../services/lib/request/queue-order.ts';
+import { QUEUE_ORDERS, type QueueOrder } from '../../services/lib/request/queue-order.ts';
 import { NO_SOFT_TOKENS, type TokenPrompt } from '../../services/lib/request/token-prompt.ts';
 import { LeaseTable } from '../../services/prefill/leases.ts';
 import type { PrefillJob } from '../../services/prefill/prompt-computation.ts';
@@ -244,6 +244,22 @@ describe('shortest first', () => {
     },
   );
 
+  test('with fifo a prompt of another tenant passes a longer rest between two chunks, and one of the same waits', async () => {
+    start(4, 4, 64, 'fifo');
+    const held = holdEngine();
+    const of = (tenant: string) => ({ cacheSalt: cacheSaltOf(tenant, '') });
+    const tickets = [
+      worker.submit(job(new Array(12).fill(1), of('a'))),
+      worker.submit(job([2, 2], of('a'))),
+      worker.submit(job(new Array(9).fill(3), of('b'))), // longer than what is left
+      worker.submit(job([4, 4, 4], of('b'))),
+      worker.submit(job([5, 5], of('b'))),
+    ];
+    held.open();
+    await Promise.all(tickets.map(({ done }) => done));
+    expect(orderOf()).toEqual(['1@0', '5@0', '4@0', '1@4', '1@8', '2@0', '3@0', '3@4']);
+  });
+
   test('a long prompt goes on when there is no slot for a shorter one', async () => {
     start(4, 1, 64, 'shortest-first');
     const held = holdEngine();
@@ -273,11 +289,13 @@ describe('shortest first', () => {
       /** Chunks of other prompts before this one comes. */
       after: fc.nat(12),
       gone: fc.option(fc.nat(20), { freq: 5 }),
+      tenant: fc.constantFrom('a', 'b', 'c'),
     });
-    const runs = fc.tuple(fc.integer({ min: 1, max: 4 }), fc.integer({ min: 1, max: 16 }), fc.array(coming));
+    const order = fc.constantFrom(...QUEUE_ORDERS);
+    const runs = fc.tuple(fc.integer({ min: 1, max: 4 }), fc.integer({ min: 1, max: 16 }), fc.array(coming), order);
     await fc.assert(
-      fc.asyncProperty(runs, async ([slots, chunkTokens, prompts]) => {
-        start(chunkTokens, slots, 64, 'shortest-first');
+      fc.asyncProperty(runs, async ([slots, chunkTokens, prompts, queueOrder]) => {
+        start(chunkTokens, slots, 64, queueOrder);
         const left = prompts.map((each, salt) => ({
           ...each,
           ids: Array.from({ length: each.length }, (_, i) => (i * 5 + salt * 3) % VOCAB),
@@ -289,9 +307,9 @@ describe('shortest first', () => {
         const come = () => {
           for (const each of left.filter(({ after }) => after <= chunks)) {
             left.splice(left.indexOf(each), 1);
-            const { ids, caller } = each;
+            const { ids, caller, tenant } = each;
             if (caller.signal.aborted) continue;
-            const { done } = worker.submit(job(ids, { signal: caller.signal }));
+            const { done } = worker.submit(job(ids, { signal: caller.signal, cacheSalt: cacheSaltOf(tenant, '') }));
             outcomes.push(
               done.then(
                 ({ tokens }) => expect(tokens).toEqual([{ id: nextToken(ids) }]),
