@@ -5,10 +5,10 @@
 import { createSocket, type Socket as UdpSocket } from 'node:dgram';
 import { once } from 'node:events';
 import { type AddressInfo, createServer, type Server, type Socket } from 'node:net';
+import { formatHostPort } from '../../services/lib/process/host-port.ts';
 
 /** What it answers: the truth, nothing at all, that no name exists, or that it has failed. */
-export const MOODS = ['true', 'silent', 'no such name', 'failed'] as const;
-type Mood = (typeof MOODS)[number];
+type Mood = 'true' | 'silent' | 'no such name' | 'failed';
 
 const NAME_SERVER_PORT = 53;
 const TYPE = { A: 1, OPT: 41 } as const;
@@ -61,7 +61,7 @@ export class NameServer {
         const answer = server.#answer(message, UDP_BYTES);
         if (answer) server.#udp.send(answer, port, address, () => {});
       });
-      server.#udp.bind(server.port, host);
+      server.#udp.bind((server.#tcp.address() as AddressInfo).port, host);
       await once(server.#udp, 'listening');
       return server;
     } catch (error) {
@@ -70,8 +70,10 @@ export class NameServer {
     }
   }
 
-  get port(): number {
-    return (this.#tcp.address() as AddressInfo).port;
+  /** The host:port at which it is asked. */
+  get address(): string {
+    const { address, port } = this.#tcp.address() as AddressInfo;
+    return formatHostPort(address, port);
   }
 
   /** Gives a name these IPv4 addresses from now on. */

@@ -5,6 +5,7 @@ import { once } from 'node:events';
 import { connect } from 'node:net';
 import { expect, onTestFinished, test, vi } from 'vitest';
 import { NameServer } from '../../../bench/drills/name-server.ts';
+import { parseHostPort } from '../../../services/lib/process/host-port.ts';
 
 const NAME = 'llavacode-prefill.code.svc.cluster.local';
 
@@ -12,7 +13,7 @@ async function opened(options?: ConstructorParameters<typeof Resolver>[0]) {
   const server = await NameServer.open('127.0.0.1', 0);
   onTestFinished(() => server.close());
   const resolver = new Resolver(options);
-  resolver.setServers([`127.0.0.1:${server.port}`]);
+  resolver.setServers([server.address]);
   onTestFinished(() => resolver.cancel());
   return { server, resolver };
 }
@@ -75,17 +76,18 @@ test('what is not a query gets a refusal or nothing, and the next query is answe
   const { server, resolver } = await opened();
   server.set(NAME, ['10.0.0.1']);
   const socket = createSocket('udp4');
+  const { host, port } = parseHostPort(server.address)!;
   onTestFinished(() => void socket.close());
   const asked = async (hex: string) => {
-    socket.send(Buffer.from(hex, 'hex'), server.port, '127.0.0.1');
+    socket.send(Buffer.from(hex, 'hex'), port, host);
     return ((await once(socket, 'message'))[0] as Buffer).toString('hex');
   };
   expect(await asked('abcd'), 'too short').toBe('abcd84010000000000000000');
   expect(await asked('abcd28000001000000000000'), 'not a query of names').toBe('abcd84040000000000000000');
   expect(await asked('abcd0100000100000000000003616263'), 'cut off').toBe('abcd84010000000000000000');
   expect(await asked('abcd010000010000000000000000ff0003'), 'not of the internet').toBe('abcd84040000000000000000');
-  for (const hex of ['ab', 'abcd80000001000000000000']) socket.send(Buffer.from(hex, 'hex'), server.port, '127.0.0.1');
-  const stream = connect(server.port, '127.0.0.1');
+  for (const hex of ['ab', 'abcd80000001000000000000']) socket.send(Buffer.from(hex, 'hex'), port, host);
+  const stream = connect(port, host);
   onTestFinished(() => void stream.destroy());
   stream.write(Buffer.from('0002ab', 'hex'));
   expect(await resolver.resolve4(NAME)).toEqual(['10.0.0.1']);
