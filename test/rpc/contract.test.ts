@@ -101,7 +101,7 @@ test('a peer that comes back at another address of its name is found soon, and n
   const lookup = vi.spyOn(dns.promises, 'lookup');
   lookup.mockImplementation((async () => [{ address, family: 4 }]) as unknown as typeof dns.promises.lookup);
   const resolveTxt = vi.spyOn(dns.promises, 'resolveTxt').mockRejectedValue(new Error('no such record'));
-  onTestFinished(() => vi.restoreAllMocks());
+  onTestFinished(() => void vi.restoreAllMocks());
   const prefill = connectPrefill(`worker.test:${first.port}`);
   onTestFinished(() => prefill.close());
   expect(await prefill.describe(AbortSignal.timeout(60_000))).toMatchObject({ role: 'prefill' });
