@@ -31,8 +31,10 @@ const BACK_MS = 15_000;
 /** Within this time after name servers answer again their answers are known, in ms: resolvers ask again every 5 s. */
 const NAMES_BACK_MS = 15_000;
 const LOOK_EVERY_MS = 100;
-/** What a request may end in while no worker can be reached: each says that it may be sent again. */
-const UNREACHED: readonly ErrorCode[] = ['no_worker', 'worker_stalled', 'worker_lost'];
+/** What a request may end in that would wait for its first token longer than --target-ttft-ms allows. */
+const WAITING: readonly ErrorCode[] = ['saturated'];
+/** What a request may end in while no worker can be reached. Like the one above, each says that it may be sent again. */
+const UNREACHED: readonly ErrorCode[] = [...WAITING, 'no_worker', 'worker_stalled', 'worker_lost'];
 
 /** Clients and gateways find everybody under the chart's names, and every worker gets work. */
 async function findByName({ cluster, seconds, burst }: Pick<Scene, 'cluster' | 'seconds' | 'burst'>): Promise<string> {
@@ -172,6 +174,7 @@ export const twoHostsDrills = (times = COREDNS, longCutMs = LONG_CUT_MS): Drill[
   { name: 'two hosts: name server silent or wrong', disturb: failNames },
   {
     name: `two hosts: cable cut for ${SHORT_CUT_MS / 1000} s`,
+    mayFailWith: WAITING,
     disturb: (scene) => cutCable(scene, SHORT_CUT_MS),
   },
   {
