@@ -73,8 +73,8 @@ function refused(error: unknown): false {
   throw new Error(`an upload ended with ${ServingError.from(error).message}`, { cause: error });
 }
 
-/** The next upload must succeed soon, and completions must use the version that it makes. */
-export async function mustTakeAnother(door: Door, repository: EditedRepository, { body, byVersion }: Reference) {
+/** The next upload must succeed, and completions must use the version that it makes. */
+async function mustTakeAnother(door: Door, repository: EditedRepository, { body, byVersion }: Reference) {
   const deadlineMs = performance.now() + ANSWER_TIMEOUT_MS;
   for (;;) {
     const report = await repository.upload().catch(refused);

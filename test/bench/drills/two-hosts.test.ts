@@ -55,7 +55,9 @@ test('pods are found by name, replaced elsewhere, and kept while name servers an
   onTestFinished(close);
   expect(await traces()).not.toEqual([]);
   const prompts = await PromptMaker.load('drilled', path, await loadTokenizer(MODEL));
-  const references = await makeReferences(cluster, prompts, 2);
+  // The chart's gateways look for context for a few ms alone, which a busy machine does not always give.
+  const calm = () => makeReferences(cluster, prompts, 2).catch(() => undefined);
+  const references = await vi.waitUntil(calm, { timeout: 600_000 });
   const none = { storeLink: undefined, redis: undefined, store: '' };
   const ground = { ...none, bundle, path, fleet: cluster, cluster, close };
   const drills = twoHostsDrills({ minReadyMs: 1_500, dnsCacheMs: 1_000 }, 2_000);
@@ -69,7 +71,7 @@ test('pods are found by name, replaced elsewhere, and kept while name servers an
     return result.note;
   };
   expect(await run('found by name')).toMatch(/^every gateway uses 4 workers of the other host/);
-  expect(await run('replaced')).toMatch(/^3 pods at new addresses; the next upload came through \d+ ms after/);
+  expect(await run('replaced')).toMatch(/^3 pods at new addresses; uploads at every gateway took \d+ ms after/);
   expect(await run('silent')).toMatch(/: \d+ \(silent\), \d+ \(no such name\), \d+ \(failed\)/);
   expect(await run('cut for 2 s')).toMatch(/^every gateway used all workers again \d+ ms after/);
   await close();
