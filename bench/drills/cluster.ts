@@ -138,9 +138,12 @@ export class Cluster extends Fleet {
     return (await Promise.all(counts)).reduce((sum, count) => sum + count, 0);
   }
 
-  /** Number of workers that every gateway uses, over all roles; 0 while one is gone. */
-  override async usable(): Promise<number> {
-    const counts = this.#gateways().map((url) => this.figure(url, 'llavacode:workers_usable').catch(() => 0));
+  /**
+   * Number of workers that every gateway uses, over all roles.
+   * @param ofSilent what counts for a gateway that does not say it in time; 0 if not given.
+   */
+  override async usable(ofSilent = 0): Promise<number> {
+    const counts = this.#gateways().map((url) => this.figure(url, 'llavacode:workers_usable').catch(() => ofSilent));
     return Math.min(...(await Promise.all(counts)));
   }
 

@@ -135,7 +135,7 @@ async function failNames({ cluster, seconds, mark }: Pick<Scene, 'cluster' | 'se
     names.mood = mood;
     try {
       for (const endMs = performance.now() + lastsMs; performance.now() < endMs; await sleep(LOOK_EVERY_MS)) {
-        const now = await cluster!.usable();
+        const now = await cluster!.usable(usable);
         if (now < usable)
           throw new Error(`a gateway used ${now} of ${usable} workers while the name server was ${mood}`);
       }
