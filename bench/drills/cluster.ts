@@ -1,7 +1,7 @@
 /**
- * The system on two hosts, as the Helm chart starts it on a cluster: every pod has an address of its own and the chart's
- * exact command line, gateways find everybody under the names of Services, and a name server of ours knows those. On the
- * first host are gateways, Redis and the indexer, on the second one all workers.
+ * The system on two hosts, as the Helm chart starts it on a cluster: every pod has an address of its own and the
+ * chart's exact command line, gateways find everybody under the names of Services, and a name server of ours knows
+ * those. On the first host are gateways, Redis and the indexer, on the second one all workers.
  */
 import { mkdir, mkdtemp, symlink, writeFile } from 'node:fs/promises';
 import { connect } from 'node:net';

@@ -1,6 +1,7 @@
 /**
- * A small name server that answers over UDP and TCP as the one of a cluster does: a name has all addresses of a service,
- * answers are kept for a while, and a service without addresses does not exist. It can also be silent, or answer wrongly.
+ * A small name server that answers over UDP and TCP as the one of a cluster does: a name has all addresses of a
+ * service, answers are kept for a while, and a service without addresses does not exist. It can also be silent, or
+ * answer wrongly.
  */
 import { createSocket, type Socket as UdpSocket } from 'node:dgram';
 import { once } from 'node:events';

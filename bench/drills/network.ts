@@ -194,6 +194,7 @@ export class NamespaceNetwork {
   readonly #removeAtExit = () => {
     for (const words of [...this.#undo].reverse()) spawnSync('ip', words, { timeout: STEP_TIMEOUT_MS });
     for (const folder of this.#folders) rmSync(folder, { recursive: true, force: true });
+    spawnSync('rmdir', ['--ignore-fail-on-non-empty', FILES], { stdio: 'ignore' });
   };
 }
 

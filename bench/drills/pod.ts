@@ -103,7 +103,8 @@ export class Pod {
   }
 
   /**
-   * Stops it as a cluster does: preStop, SIGTERM, and SIGKILL when the grace period is over. Then its namespace is gone.
+   * Stops it as a cluster does: preStop, SIGTERM, and SIGKILL when the grace period is over. Then its namespace is
+   * removed.
    * @throws ServingError worker_lost unless it ends with exit code 0.
    */
   async delete(): Promise<void> {

@@ -1,6 +1,6 @@
 /**
- * Drills on the system on two hosts (cluster.ts): workers are found by name, pods are replaced, name servers fail, and the
- * cable between the hosts is cut.
+ * Drills on the system on two hosts (cluster.ts): workers are found by name, pods are replaced, name servers fail, and
+ * the cable between the hosts is cut.
  */
 import { Resolver } from 'node:dns/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -32,7 +32,7 @@ const NAMES_BACK_MS = 15_000;
 const LOOK_EVERY_MS = 100;
 /** What a request may end in that would wait for its first token longer than --target-ttft-ms allows. */
 const WAITING: readonly ErrorCode[] = ['saturated'];
-/** What a request may end in while no worker can be reached. Like the one above, each says that it may be sent again. */
+/** What a request may end in while no worker can be reached. Each of these says that it may be sent again. */
 const UNREACHED: readonly ErrorCode[] = [...WAITING, 'no_worker', 'worker_stalled', 'worker_lost'];
 
 /** Clients and gateways find everybody under the chart's names, and every worker gets work. */

@@ -6,8 +6,8 @@
  * cannot configure). So calls move before the bucket is empty, and the old connection is closed after its last call.
  *
  * They also move when a connection does not come about: where a network loses packets without a sign, TCP knocks again
- * after 1, 2, 4, 8 seconds and so on, up to a minute. A peer whose network is back would not be noticed for as long as it
- * was away, since gRPC waits for that connection alone.
+ * after 1, 2, 4, 8 seconds and so on, up to a minute. A peer whose network is back would not be noticed for as long as
+ * it was away, since gRPC waits for that connection alone.
  */
 import { type Client, connectivityState } from '@grpc/grpc-js';
 
