@@ -9,7 +9,7 @@ import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 import type { Role } from '../../services/supervisor.ts';
 
 /** From the package's folder; a package that was installed has no such file. */
-export const RENDERING = join('test', 'goldens', 'chart', 'small.rendered.yaml');
+const RENDERING = join('test', 'goldens', 'chart', 'small.rendered.yaml');
 
 /** What runs in a container. */
 interface ContainerCommand {

@@ -23,7 +23,7 @@ const COREDNS: ClusterTimes = { dnsCacheMs: 30_000 };
 
 /** A cut that is shorter than the silence after which a worker counts as lost (--stall-timeout-ms, 10 s), in ms. */
 const SHORT_CUT_MS = 4_000;
-/** A longer one, in which the system keeps of its connections none. */
+/** A longer one: no connection outlives it. */
 const LONG_CUT_MS = 20_000;
 /** Within this time after the cable is back every gateway uses all workers, in ms: keepalive ends dead connections. */
 const BACK_MS = 15_000;

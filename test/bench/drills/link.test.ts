@@ -32,12 +32,13 @@ describe('a link', () => {
     const link = await Link.open();
     onTestFinished(() => link.close());
     await once(await dial(link), 'close');
-    const servers = ['one', 'two'].map((name) => createServer((socket) => socket.end(name)).listen(0, '127.0.0.1'));
-    for (const server of servers) {
+    const serving = async (name: string) => {
+      const server = createServer((socket) => socket.end(name)).listen(0, '127.0.0.1');
       await once(server, 'listening');
       onTestFinished(() => void server.close());
-    }
-    link.targets = servers.map((server) => `127.0.0.1:${(server.address() as AddressInfo).port}`);
+      return `127.0.0.1:${(server.address() as AddressInfo).port}`;
+    };
+    link.targets = [await serving('one'), await serving('two')];
     const answers = [await text(await dial(link)), await text(await dial(link)), await text(await dial(link))];
     expect(new Set(answers)).toEqual(new Set(['one', 'two']));
     expect(answers[2]).toBe(answers[0]);
