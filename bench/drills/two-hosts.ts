@@ -8,6 +8,7 @@ import type { ErrorCode } from '../../services/lib/process/errors.ts';
 import type { Role } from '../../services/supervisor.ts';
 import type { Cluster } from './cluster.ts';
 import { ask } from './json-request.ts';
+import type { NameServer } from './name-server.ts';
 import type { Drill, Scene } from './scene.ts';
 import { untilBusy } from './strikes.ts';
 
@@ -123,6 +124,11 @@ async function untilUsable(cluster: Cluster, count: number, withinMs: number): P
 async function failNames({ cluster, seconds, mark }: Pick<Scene, 'cluster' | 'seconds' | 'mark'>): Promise<string> {
   const { names } = cluster!;
   const usable = await cluster!.usable();
+  const keepsWorkers = async () => {
+    const now = await cluster!.usable(usable);
+    if (now >= usable) return;
+    throw new Error(`a gateway used ${now} of ${usable} workers while the name server was ${names.mood}`);
+  };
   const unanswered: string[] = [];
   // Resolvers wait for 5 s: silence must last longer to be noticed.
   for (const [mood, lastsMs] of [
@@ -130,31 +136,30 @@ async function failNames({ cluster, seconds, mark }: Pick<Scene, 'cluster' | 'se
     ['no such name', 1_000 * seconds],
     ['failed', 1_000 * seconds],
   ] as const) {
-    const before = names.queries[mood];
     mark();
     names.mood = mood;
-    try {
-      for (const endMs = performance.now() + lastsMs; performance.now() < endMs; await sleep(LOOK_EVERY_MS)) {
-        const now = await cluster!.usable(usable);
-        if (now < usable)
-          throw new Error(`a gateway used ${now} of ${usable} workers while the name server was ${mood}`);
-      }
-    } finally {
+    const asked = await asking(names, lastsMs, keepsWorkers).finally(() => {
       names.mood = 'true';
-    }
-    const asked = names.queries[mood] - before;
-    if (asked === 0) throw new Error(`nobody asked the name server while it was ${mood}`);
+    });
     unanswered.push(`${asked} (${mood})`);
-    await untilAsked(cluster!);
+    await asking(names, 0, keepsWorkers);
   }
   return `queries without a right answer: ${unanswered.join(', ')}`;
 }
 
-/** Waits until the name server has told the truth again. */
-async function untilAsked({ names }: Cluster): Promise<void> {
-  const [before, deadlineMs] = [names.queries.true, performance.now() + NAMES_BACK_MS];
-  while (names.queries.true === before) {
-    if (performance.now() > deadlineMs) throw new Error(`nobody asked for names within ${NAMES_BACK_MS} ms`);
+/**
+ * Waits for a time, and until the name server has been asked.
+ * @param look is done meanwhile.
+ * @returns how often it was asked.
+ */
+async function asking(names: NameServer, lastsMs: number, look: () => Promise<void>): Promise<number> {
+  const { mood, queries } = names;
+  const [before, sinceMs] = [queries[mood], performance.now()];
+  for (;;) {
+    await look();
+    const [asked, tookMs] = [queries[mood] - before, performance.now() - sinceMs];
+    if (asked > 0 && tookMs >= lastsMs) return asked;
+    if (tookMs > lastsMs + NAMES_BACK_MS) throw new Error(`nobody asked for a name within ${NAMES_BACK_MS} ms`);
     await sleep(LOOK_EVERY_MS);
   }
 }

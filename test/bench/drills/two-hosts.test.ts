@@ -18,7 +18,7 @@ import { startRedis } from '../../support/redis.ts';
 vi.setConfig({ testTimeout: 900_000 });
 
 const MODEL = join(import.meta.dirname, '..', '..', '..', 'models', 'tiny-coder');
-const HOW = { rate: 1, seed: 1, count: 1, seconds: 1 };
+const HOW = { rate: 1, seed: 1, count: 1, seconds: 0.5 };
 const LACKING = /^needs network namespaces \(.+\)$/;
 
 async function folder(): Promise<string> {
