@@ -87,7 +87,7 @@ export class Cluster extends Fleet {
     const redis = await findRedis();
     if (redis === undefined) return 'no redis-server on PATH';
     await mkdir(data, { recursive: true });
-    const root = await mkdtemp(join(data, 'two-hosts-'));
+    const root = await mkdtemp(join(resolve(data), 'two-hosts-'));
     const undo: (() => Promise<void> | void)[] = [];
     const openParts = async (): Promise<Parts> => {
       const network = await NamespaceNetwork.open();
