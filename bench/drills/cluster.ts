@@ -87,7 +87,6 @@ export class Cluster extends Fleet {
     const redis = await findRedis();
     if (redis === undefined) return 'no redis-server on PATH';
     await mkdir(data, { recursive: true });
-    const root = await mkdtemp(join(resolve(data), 'two-hosts-'));
     const undo: (() => Promise<void> | void)[] = [];
     const openParts = async (): Promise<Parts> => {
       const network = await NamespaceNetwork.open();
@@ -97,6 +96,7 @@ export class Cluster extends Fleet {
       undo.push(() => names.close());
       const service = await Link.open(network.host, SERVICE_PORT).catch(portTaken);
       undo.push(() => service.close());
+      const root = await mkdtemp(join(resolve(data), 'two-hosts-'));
       return { chart, network, hosts, names, service, redis, root };
     };
     const close = async () => {
@@ -112,9 +112,9 @@ export class Cluster extends Fleet {
     try {
       await cluster.#makeVolumes(bundle, tenants);
       const all = chart.pods.flatMap((pods) => Array.from({ length: pods.replicas }, () => cluster.add(pods.role)));
-      const started = await Promise.allSettled([cluster.#startRedis(), ...all]);
-      for (const each of started) if (each.status === 'rejected') throw each.reason;
-      const keyFile = join(root, 'client-key');
+      // One that fails is why others do not become ready: nobody waits for those.
+      await Promise.all([cluster.#startRedis(), ...all]);
+      const keyFile = join(cluster.logs, 'client-key');
       await writeFile(keyFile, cluster.apiKey!, { mode: 0o600 });
       await runCli(['index', '--url', cluster.url, '--api-key-file', keyFile, '--name', repo, '--path', path]);
       return cluster;

@@ -19,7 +19,7 @@ vi.setConfig({ testTimeout: 900_000 });
 
 const MODEL = join(import.meta.dirname, '..', '..', '..', 'models', 'tiny-coder');
 const HOW = { rate: 1, seed: 1, count: 1, seconds: 0.5 };
-const LACKING = /^needs network namespaces \(.+\)$/;
+const LACKING = /^needs (network namespaces|ports of its own) \(.+\)$/;
 
 async function folder(): Promise<string> {
   const dir = await mkdtemp(join(tmpdir(), 'llavacode-two-hosts-'));
