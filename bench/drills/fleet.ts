@@ -46,7 +46,7 @@ export interface FleetOptions {
 
 export interface Member {
   readonly role: Role;
-  readonly process: ServiceProcess;
+  readonly process: Pick<ServiceProcess, 'name' | 'pid' | 'address' | 'metricsAddress' | 'start' | 'restart' | 'stop'>;
   /** The link in front of the process; undefined for a process in a namespace. */
   readonly link: Link | undefined;
   /** The port of its namespace; undefined for a process on this machine. */
@@ -84,7 +84,11 @@ export class Fleet {
   /** Leads to the gateway that takes new connections; undefined where there is one alone. */
   #balancer: Link | undefined;
 
-  private constructor(members: readonly Member[], { tenants = [], capacity = CAPACITY }: FleetOptions, logs: string) {
+  protected constructor(
+    members: readonly Member[],
+    { tenants = [], capacity = CAPACITY }: Pick<FleetOptions, 'tenants' | 'capacity'>,
+    logs: string,
+  ) {
     this.members = members;
     this.tenants = tenants;
     this.capacity = capacity;
@@ -204,22 +208,23 @@ export class Fleet {
 
   /** Number of streams that continued or began again at another worker since the gateway started. */
   async replays(): Promise<number> {
-    return sample(await this.#gatewaysMetrics(), 'llavacode:replays_total');
+    return this.figure(this.url, 'llavacode:replays_total');
   }
 
   /** Number of workers that the gateway uses, over all roles; 0 while the gateway is gone. */
   async usable(): Promise<number> {
-    return sample(await this.#gatewaysMetrics().catch(() => ''), 'llavacode:workers_usable');
+    return this.figure(this.url, 'llavacode:workers_usable').catch(() => 0);
   }
 
   /** The longest turn of the gateway's event loop since this was last asked, in ms. */
   async longestTurnMs(): Promise<number> {
-    const longestMs = 1_000 * sample(await this.#gatewaysMetrics(), 'nodejs_eventloop_lag_max_seconds');
+    const longestMs = 1_000 * (await this.figure(this.url, 'nodejs_eventloop_lag_max_seconds'));
     return Math.max(0, longestMs - LAG_RESOLUTION_MS);
   }
 
-  async #gatewaysMetrics(): Promise<string> {
-    return this.#get(`${this.url}/metrics`);
+  /** Sum of a metric of a gateway over all its labels. @param url where the gateway is. */
+  protected async figure(url: string, metric: string): Promise<number> {
+    return sample(await this.#get(`${url}/metrics`), metric);
   }
 
   /** Whether a process is ready. */

@@ -49,7 +49,7 @@ export const notRun = (drill: Drill, why: string): DrillResult => ({
 });
 
 export function judge(
-  drill: Pick<Drill, 'name' | 'mayFail' | 'leaving' | 'ttftWithinMs' | 'keepsContext'>,
+  drill: Pick<Drill, 'name' | 'mayFail' | 'mayFailWith' | 'leaving' | 'ttftWithinMs' | 'keepsContext'>,
   records: readonly StreamRecord[],
   marks: readonly Mark[],
   broken: string,
@@ -64,9 +64,9 @@ export function judge(
     return next.length === 0 ? [] : [Math.min(...next)];
   });
   const left = records.filter(({ outcome }) => outcome === 'left').length;
-  const unexplained = records.filter(
-    (record) => record.outcome === 'failed' && !(drill.mayFail && diedWithGateway(record, marks)),
-  );
+  const mayFail = (record: StreamRecord) =>
+    (drill.mayFail && diedWithGateway(record, marks)) || wasStruck(record, marks, drill.mayFailWith);
+  const unexplained = records.filter((record) => record.outcome === 'failed' && !mayFail(record));
   const last = marks.at(-1);
   const lastMs = last?.mendedMs ?? last?.atMs ?? -Infinity;
   const worstTtftMs = Math.max(0, ...ok.map(({ firstMs, sentMs }) => (firstMs ?? sentMs) - sentMs));
@@ -111,3 +111,8 @@ const diedWithGateway = ({ code, sentMs, endedMs }: StreamRecord, marks: readonl
     if (sentMs > mendedMs) return false;
     return code === 'connection' ? endedMs >= atMs : code === 'no_worker' && sentMs >= atMs;
   });
+
+/** Whether a request failed with one of these codes, and was under way between a mark and its mending. */
+const wasStruck = ({ code, sentMs, endedMs }: StreamRecord, marks: readonly Mark[], codes: Drill['mayFailWith'] = []) =>
+  codes.some((each) => each === code) &&
+  marks.some(({ atMs, mendedMs = Infinity }) => sentMs <= mendedMs && endedMs >= atMs);

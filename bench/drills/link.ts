@@ -3,7 +3,7 @@
 import { once } from 'node:events';
 import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { parseHostPort } from '../../services/lib/process/host-port.ts';
+import { formatHostPort, parseHostPort } from '../../services/lib/process/host-port.ts';
 
 /**
  * `up` carries everything, late by `delayMs`; `down` refuses connections; `dead` keeps them open and carries nothing,
@@ -12,29 +12,37 @@ import { parseHostPort } from '../../services/lib/process/host-port.ts';
 type LinkState = 'up' | 'down' | 'dead';
 
 export class Link {
-  /** The host:port that the link leads to. */
-  target = '';
+  /** Each host:port that the link leads to: connections take turns. Without one they are refused. */
+  targets: readonly string[] = [];
   /** Delay of every part, in each direction. */
   delayMs = 0;
   #state: LinkState = 'up';
   readonly #server: Server;
   readonly #sockets = new Set<Socket>();
   readonly #broken = new Set<Socket>();
+  #turn = 0;
 
   private constructor() {
     this.#server = createServer((near) => this.#accept(near));
   }
 
-  static async open(): Promise<Link> {
+  /** @throws Error of the system, such as EADDRINUSE. */
+  static async open(host = '127.0.0.1', port = 0): Promise<Link> {
     const link = new Link();
-    link.#server.listen(0, '127.0.0.1');
+    link.#server.listen(port, host);
     await once(link.#server, 'listening');
     return link;
   }
 
   /** The host:port to connect to. */
   get address(): string {
-    return `127.0.0.1:${(this.#server.address() as AddressInfo).port}`;
+    const { address, port } = this.#server.address() as AddressInfo;
+    return formatHostPort(address, port);
+  }
+
+  /** The one host:port that the link leads to. */
+  set target(target: string) {
+    this.targets = [target];
   }
 
   set state(state: LinkState) {
@@ -56,8 +64,9 @@ export class Link {
   }
 
   #accept(near: Socket): void {
-    if (this.#state === 'down') return void near.destroy();
-    const { host, port } = parseHostPort(this.target)!;
+    const target = this.targets[this.#turn++ % this.targets.length];
+    if (this.#state === 'down' || target === undefined) return void near.destroy();
+    const { host, port } = parseHostPort(target)!;
     const far = connect(port, host);
     this.#carry(near, far);
     this.#carry(far, near);

@@ -15,6 +15,9 @@ import { stagesOf } from './stages.ts';
 import { makeReferences, type Reference } from './streams.ts';
 
 export async function runDrillsBench(options: DrillsOptions): Promise<void> {
+  // What a drill has made on this machine is removed as the process exits, which a signal alone would not let it do.
+  const stop = interruption();
+  stop.addEventListener('abort', () => process.exit((stop.reason as Interrupted).exitCode));
   const model = await openModel(options.model, options);
   const settings = { ...options, store: options.redis === undefined ? 'lmdb' : 'redis' };
   const { result } = await run(DRILLS_BENCH, options, { models: [model], settings }, async (onProgress) => ({

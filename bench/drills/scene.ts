@@ -1,12 +1,16 @@
 /** The type of a drill, and of what it works with. */
+import type { ErrorCode } from '../../services/lib/process/errors.ts';
 import type { RandomStream } from '../measure/arrivals.ts';
 import type { RedisServer } from '../system/redis.ts';
+import type { Cluster } from './cluster.ts';
 import type { Fleet } from './fleet.ts';
 import type { Link } from './link.ts';
 import type { Reference } from './streams.ts';
 
 export interface Scene {
   readonly fleet: Fleet;
+  /** The same as a cluster of two hosts, if it is one. */
+  readonly cluster?: Cluster | undefined;
   readonly random: RandomStream;
   readonly references: readonly Reference[];
   /** Disturbances of one kind. */
@@ -36,6 +40,8 @@ export interface Drill {
   readonly name: string;
   /** Whether requests may fail while the gateway is gone or not yet back. No others may. */
   readonly mayFail?: boolean;
+  /** Codes with which requests may fail that are under way between a mark and its mending. */
+  readonly mayFailWith?: readonly ErrorCode[];
   /** Share of clients that leave before the end. */
   readonly leaving?: number;
   /** Longest TTFT that a request may have, in ms, if the drill limits it. */

@@ -12,6 +12,7 @@ import { owner, tenant } from '../system/tenants.ts';
 import { BODY_DRILLS, RECEIVE_TIMEOUT_MS } from './bad-bodies.ts';
 import { ROW_DRILLS } from './bad-rows.ts';
 import { withJumpingClocks } from './clock-jumps.ts';
+import { Cluster, type ClusterOptions } from './cluster.ts';
 import type { DrillsOptions } from './command.ts';
 import { COLOCATED_DRILLS, DRILLS, PARTITION_DRILLS, REDIS_DRILLS, watch } from './drills.ts';
 import { Fleet, type FleetOptions } from './fleet.ts';
@@ -24,11 +25,12 @@ import { REEMBEDDING_DRILLS } from './reembedding.ts';
 import { COLOCATED_ROLLOUT_DRILLS, ROLLOUT_DRILLS, ROLLOUT_FLAGS } from './rollouts.ts';
 import type { Drill, Scene } from './scene.ts';
 import type { Reference } from './streams.ts';
+import { twoHostsDrills } from './two-hosts.ts';
 import { answersOf, byBundle, otherBundle, UPGRADE_DRILLS, UPGRADE_FLAGS } from './upgrade.ts';
 
 /** A running system, with what belongs to it. */
 export interface Ground
-  extends Pick<Scene, 'fleet' | 'storeLink' | 'redis' | 'store' | 'bundle' | 'candidate' | 'path'> {
+  extends Pick<Scene, 'fleet' | 'cluster' | 'storeLink' | 'redis' | 'store' | 'bundle' | 'candidate' | 'path'> {
   /** The answers that this system must give, where they are not those of the first stage. */
   readonly references?: readonly Reference[];
   close(): Promise<void>;
@@ -147,6 +149,7 @@ export function stagesOf(
       open: () => ownRedis({ tenants, gateway: { rowCacheBytes: 0, retrievalBudgetMs: ROW_BUDGET_MS } }),
     },
     { name: 'machines', drills: PARTITION_DRILLS, open: machines },
+    { name: 'two hosts', drills: twoHostsDrills(), open: () => twoHosts({ bundle, data, repo, path }) },
     {
       name: 'a rollout',
       drills: ROLLOUT_DRILLS,
@@ -160,6 +163,13 @@ export function stagesOf(
     { name: 'an upgrade', drills: [...UPGRADE_DRILLS, ...REEMBEDDING_DRILLS], open: upgrade },
     { name: 'jumping clocks', drills: [CLOCKS], open: () => given({}, {}, withJumpingClocks) },
   ];
+}
+
+async function twoHosts(options: ClusterOptions): Promise<Ground | string> {
+  const cluster = await Cluster.open(options);
+  if (typeof cluster === 'string') return cluster;
+  const none = { storeLink: undefined, redis: undefined, store: '' };
+  return { ...none, ...options, cluster, fleet: cluster, close: () => cluster.close() };
 }
 
 const calmly = <T>(start: () => Promise<T>): Promise<T> => start();

@@ -30,8 +30,8 @@ export const tenant = (name: string, limits?: Tenant['limits']): Tenant => ({
 export const owner = () => tenant(DEFAULT_TENANT);
 
 /** Writes the file for `--api-keys-file`. Every tenant may use all of its repositories. @returns the file's path. */
-export async function writeKeys(dir: string, tenants: readonly Tenant[]): Promise<string> {
-  const file = join(dir, 'api-keys.json');
+export async function writeKeys(dir: string, tenants: readonly Tenant[], name = 'api-keys.json'): Promise<string> {
+  const file = join(dir, name);
   const entries = tenants.map(({ name, apiKey, limits, expires }) => ({
     key_sha256: createHash('sha256').update(apiKey).digest('hex'),
     tenant: name,

@@ -4,12 +4,18 @@
  * resets an HTTP/2 stream. A server closes a connection, with every call on it, when streams are reset faster than a
  * token bucket refills: 1000 at once and 33 per second (nghttp2's guard against rapid resets, which Node 20 has but
  * cannot configure). So calls move before the bucket is empty, and the old connection is closed after its last call.
+ *
+ * They also move when a connection does not come about: where a network loses packets without a sign, TCP knocks again
+ * after 1, 2, 4, 8 seconds and so on, up to a minute. A peer whose network is back would not be noticed for as long as
+ * it was away, since gRPC waits for that connection alone.
  */
-import type { Client } from '@grpc/grpc-js';
+import { type Client, connectivityState } from '@grpc/grpc-js';
 
 /** Half of the server's limit: the calls still running on a connection that is left may be cancelled as well. */
 const BURST = 500;
 const PER_SECOND = 30;
+/** A connection that does not come about while a call waits for so long and is given up is tried anew, in ms. */
+const KNOCKING_MS = 3_000;
 
 interface Connection<C> {
   readonly client: C;
@@ -17,6 +23,8 @@ interface Connection<C> {
   /** Resets that the connection may still see, as of `countedAtMs`. */
   resets: number;
   countedAtMs: number;
+  /** Whether it did not come about in time. */
+  isStuck: boolean;
 }
 
 /** A client for one call. */
@@ -26,7 +34,7 @@ export interface AcquiredClient<C> {
   release(reset: boolean): void;
 }
 
-export class Connections<C extends Pick<Client, 'close'>> {
+export class Connections<C extends Pick<Client, 'close' | 'getChannel'>> {
   readonly address: string;
   /** Whether the peer reads what clients send, and may speak to them in its errors; see status.ts. */
   readonly quotesClient: boolean;
@@ -44,11 +52,13 @@ export class Connections<C extends Pick<Client, 'close'>> {
   acquire(): AcquiredClient<C> {
     const connection = this.#usable();
     connection.calls++;
+    const sinceMs = performance.now();
     return {
       client: connection.client,
       release: (reset) => {
         connection.calls--;
         if (reset) connection.resets--;
+        if (reset && performance.now() - sinceMs >= KNOCKING_MS) connection.isStuck ||= isConnecting(connection.client);
         if (connection !== this.#current && connection.calls === 0) connection.client.close();
       },
     };
@@ -67,10 +77,13 @@ export class Connections<C extends Pick<Client, 'close'>> {
       const refilled = (PER_SECOND * (nowMs - current.countedAtMs)) / 1000;
       current.resets = Math.min(BURST, current.resets + refilled);
       current.countedAtMs = nowMs;
-      if (current.resets >= 1 || this.#closed) return current;
+      if ((current.resets >= 1 && !current.isStuck) || this.#closed) return current;
     }
-    this.#current = { client: this.#connect(), calls: 0, resets: BURST, countedAtMs: nowMs };
+    this.#current = { client: this.#connect(), calls: 0, resets: BURST, countedAtMs: nowMs, isStuck: false };
     if (current?.calls === 0) current.client.close();
     return this.#current;
   }
 }
+
+const isConnecting = (client: Pick<Client, 'getChannel'>) =>
+  client.getChannel().getConnectivityState(false) === connectivityState.CONNECTING;

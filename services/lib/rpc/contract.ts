@@ -55,9 +55,14 @@ export const CHANNEL: ChannelOptions = {
   'grpc.keepalive_time_ms': 10_000,
   'grpc.keepalive_timeout_ms': 5_000,
   'grpc.keepalive_permit_without_calls': 1,
-  // A worker that comes back is found within a second, however long it was away.
+  // A worker that comes back is found within a second, however long it was away; connections.ts has the case of a
+  // network that loses packets without a sign.
   'grpc.initial_reconnect_backoff_ms': 100,
   'grpc.max_reconnect_backoff_ms': 1_000,
+  // An indexer that comes back at another address is found as soon as the name server tells of it, not after 30 s.
+  'grpc.dns_min_time_between_resolutions_ms': 1_000,
+  // Otherwise each look at a name also asks for a TXT record, by which whoever answers could configure our calls.
+  'grpc.service_config_disable_resolution': 1,
 };
 
 /** For calls to the indexer: they wait while it is unreachable, since there is no other one to send them to. */

@@ -34,6 +34,34 @@ describe('a drill', () => {
     expect(judge(DRILL, [record(change)], [], '').broken).toBe(broken);
   });
 
+  describe('a drill in which requests may fail with a code while it lasts, from 100 to 200 ms', () => {
+    const failed = { outcome: 'failed', code: 'no_worker' } as const;
+    const after = record({ sentMs: 210, firstMs: 220, endedMs: 230 });
+    const verdict = (change: Partial<StreamRecord>) =>
+      judge(
+        { ...DRILL, mayFailWith: ['no_worker'] },
+        [record({ ...failed, ...change }), after],
+        [{ atMs: 100, mendedMs: 200 }],
+        '',
+      ).broken;
+
+    test.each([
+      ['under way when it began', { sentMs: 50, endedMs: 101 }],
+      ['sent while it lasted', { sentMs: 199, endedMs: 300 }],
+    ])('it excuses a request that was %s', (_, change) => {
+      expect(verdict(change)).toBe('');
+    });
+
+    test.each<[string, Partial<StreamRecord>]>([
+      ['failed before it', { sentMs: 50, endedMs: 99 }],
+      ['was sent after it', { sentMs: 201, endedMs: 202 }],
+      ['failed with another code', { code: 'internal', sentMs: 150, endedMs: 160 }],
+      ['lost its connection', { code: 'connection', sentMs: 150, endedMs: 160 }],
+    ])('it does not excuse a request that %s', (_, change) => {
+      expect(verdict(change)).toBe('1 requests failed');
+    });
+  });
+
   describe('a drill that kills a gateway at 100 ms, and has it back at 200 ms', () => {
     const GATEWAY = { ...DRILL, mayFail: true };
     const failed = { outcome: 'failed', code: 'connection' } as const;

@@ -28,6 +28,22 @@ describe('a link', () => {
     return String((await once(socket, 'data'))[0]);
   };
 
+  test('connections of a link with several targets take turns, and without a target they are refused', async () => {
+    const link = await Link.open();
+    onTestFinished(() => link.close());
+    await once(await dial(link), 'close');
+    const serving = async (name: string) => {
+      const server = createServer((socket) => socket.end(name)).listen(0, '127.0.0.1');
+      await once(server, 'listening');
+      onTestFinished(() => void server.close());
+      return `127.0.0.1:${(server.address() as AddressInfo).port}`;
+    };
+    link.targets = [await serving('one'), await serving('two')];
+    const answers = [await text(await dial(link)), await text(await dial(link)), await text(await dial(link))];
+    expect(new Set(answers)).toEqual(new Set(['one', 'two']));
+    expect(answers[2]).toBe(answers[0]);
+  });
+
   test('a slow link carries everything in order', async () => {
     const link = await echo();
     link.delayMs = 5;
