@@ -99,7 +99,7 @@ function Row({ request, isOpen, onToggle }: RowProps) {
           {details.soft_tokens > 0 && ` (${details.soft_tokens} soft)`} → {count(output)}
         </td>
         <td>{ms(timeline['first_token'])}</td>
-        <td>{timeline['received'] === undefined ? '–' : ms(timeline['finished'])}</td>
+        <td>{ms(timeline['finished'])}</td>
       </tr>
       {isOpen && (
         <tr>
