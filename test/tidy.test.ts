@@ -180,7 +180,7 @@ const INNER_ROOMS: Readonly<Record<string, readonly (readonly string[])[]>> = {
     ['all'],
     ['readme'],
     ['reports'],
-    ['breakdown', 'gpu', 'plan', 'training'], // measure beside what `engine`, `load` and `tables` measure
+    ['breakdown', 'dashboards', 'gpu', 'plan', 'training'], // measure beside what `drills`, `engine`, `load` and `tables` measure
     [
       'acceptance',
       'drills',
