@@ -78,6 +78,9 @@ export class Prometheus {
     const child = spawn(program, [...args, `--web.listen-address=127.0.0.1:${port}`, '--log.level=warn'], {
       stdio: ['ignore', 'ignore', 'inherit'],
     });
+    const onExit = () => child.kill('SIGKILL');
+    process.once('exit', onExit);
+    child.once('exit', () => process.off('exit', onExit));
     const prometheus = new Prometheus(dir, `http://127.0.0.1:${port}`, child);
     try {
       const failed = once(child, 'error').then(([error]) => {

@@ -1,6 +1,6 @@
 /** The report of `bench dashboards`: each dashboard as one picture, and the panels that stayed empty. */
 import type { EChartsOption } from 'echarts';
-import type { Chart } from '../report/chart.ts';
+import { type Chart, COLOURS } from '../report/chart.ts';
 import { table } from '../report/markdown.ts';
 import type { Bench } from '../report/report.ts';
 import type { AnsweredDashboard, AnsweredPanel } from './panels.ts';
@@ -52,7 +52,6 @@ const UNITS: Readonly<Record<string, string>> = {
   s: 's',
   bytes: 'bytes',
   Bps: 'bytes/s',
-  percentunit: 'share',
   reqps: 'requests/s',
   ops: '1/s',
 };
@@ -80,7 +79,7 @@ function chartOf({ name, title, panels }: AnsweredDashboard, { stepSeconds }: Da
       height: 30,
       itemWidth: 10,
       itemHeight: 6,
-      itemGap: 6,
+      itemGap: 14,
       textStyle: small,
       data: lines.slice(0, NAMED).map(({ legend }) => key(i, legend)),
       formatter: (full: string) => full.slice(full.indexOf(':') + 1),
@@ -100,12 +99,13 @@ function chartOf({ name, title, panels }: AnsweredDashboard, { stepSeconds }: Da
       axisLabel: { ...small, formatter: short },
     })),
     series: panels.flatMap(({ lines }, i) =>
-      lines.map(({ legend, values }) => ({
+      lines.map(({ legend, values }, line) => ({
         type: 'line' as const,
         name: key(i, legend),
         xAxisIndex: i,
         yAxisIndex: i,
         showSymbol: false,
+        color: COLOURS[line % COLOURS.length]!,
         lineStyle: { width: 1.2 },
         data: values.map((value, step): (number | null)[] => [(step * stepSeconds) / 60, value]),
       })),
