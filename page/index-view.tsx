@@ -1,4 +1,7 @@
-/** What is indexed: repositories of the tenants that the file of keys names, their versions, how fresh they are, and which files they lack. */
+/**
+ * What is indexed: repositories of the tenants that the file of keys names, their versions, how fresh they are, and
+ * which files they lack.
+ */
 import { useEffect, useState } from 'preact/hooks';
 import type { BrokenRepoBody, LeftOutBody, RepoBody, ReposBody } from '../services/gateway/http/admin-answers.ts';
 import { ago, count } from './format.ts';

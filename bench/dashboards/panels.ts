@@ -34,6 +34,12 @@ export interface AnsweredDashboard extends Pick<Dashboard, 'name' | 'title'> {
   readonly panels: readonly AnsweredPanel[];
 }
 
+export interface DashboardsResult {
+  /** Seconds between two values of a line. */
+  readonly stepSeconds: number;
+  readonly dashboards: readonly AnsweredDashboard[];
+}
+
 const TARGET = z.object({ expr: z.string(), legendFormat: z.string() });
 const FILE = z.object({
   title: z.string(),

@@ -3,8 +3,7 @@ import type { EChartsOption } from 'echarts';
 import { type Chart, COLOURS } from '../report/chart.ts';
 import { table } from '../report/markdown.ts';
 import type { Bench } from '../report/report.ts';
-import type { AnsweredDashboard, AnsweredPanel } from './panels.ts';
-import type { DashboardsResult } from './run.ts';
+import type { AnsweredDashboard, AnsweredPanel, DashboardsResult } from './panels.ts';
 
 /** Why a panel may be empty in this run, by its title. */
 const EMPTY: Readonly<Record<string, string>> = {

@@ -12,15 +12,9 @@ import { PromptMaker } from '../system/prompts.ts';
 import { findRedis, launchServer, type RedisServer } from '../system/redis.ts';
 import type { DashboardsOptions } from './command.ts';
 import { live, tenantsOf } from './life.ts';
-import { type AnsweredDashboard, answerAll, readDashboards } from './panels.ts';
+import { answerAll, type DashboardsResult, readDashboards } from './panels.ts';
 import { Prometheus, SCRAPE_SECONDS, type Target } from './prometheus.ts';
 import { DASHBOARDS_BENCH } from './report.ts';
-
-export interface DashboardsResult {
-  /** Seconds between two values of a line. */
-  readonly stepSeconds: number;
-  readonly dashboards: readonly AnsweredDashboard[];
-}
 
 const REFERENCES = 4;
 /** Values of each line. */

@@ -1,4 +1,4 @@
-/** Keystrokes that follow each other, as benches of what a prompt leaves behind send them: the first one, then the next. */
+/** Keystrokes that follow each other, as benches of what a prompt leaves behind send them. */
 import { type ClientRecord, ttft } from '../measure/latency.ts';
 import { sendOne } from '../measure/load-client.ts';
 import { median, medianInterval } from '../measure/statistics.ts';

@@ -1,9 +1,8 @@
 /** What the bench of dashboards asks, how it names lines, and what its report says of panels that stay empty. */
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
-import { answerAll, legendOf, readDashboards } from '../../../bench/dashboards/panels.ts';
+import { answerAll, type DashboardsResult, legendOf, readDashboards } from '../../../bench/dashboards/panels.ts';
 import { DASHBOARDS_BENCH } from '../../../bench/dashboards/report.ts';
-import type { DashboardsResult } from '../../../bench/dashboards/run.ts';
 import { PACKAGE_ROOT } from '../../../services/lib/process/package-root.ts';
 import { QUERIES } from '../../support/dashboards.ts';
 
