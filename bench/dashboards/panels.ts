@@ -81,7 +81,7 @@ export async function readDashboards(folder: string): Promise<Dashboard[]> {
 }
 
 /** A name of a line, as Grafana makes it: `{{label}}` is the label's value. */
-export const legendOf = (format: string, labels: Readonly<Record<string, string>>): string =>
+const legendOf = (format: string, labels: Readonly<Record<string, string>>): string =>
   format.replaceAll(/\{\{\s*(\w+)\s*\}\}/g, (_, label: string) => labels[label] ?? '').trim();
 
 /** Asks all queries of all panels, each with the interval that Grafana would take for `$__rate_interval`. */

@@ -1,7 +1,7 @@
 /** What the bench of dashboards asks, how it names lines, and what its report says of panels that stay empty. */
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
-import { answerAll, type DashboardsResult, legendOf, readDashboards } from '../../../bench/dashboards/panels.ts';
+import { answerAll, type DashboardsResult, readDashboards } from '../../../bench/dashboards/panels.ts';
 import { DASHBOARDS_BENCH } from '../../../bench/dashboards/report.ts';
 import { PACKAGE_ROOT } from '../../../services/lib/process/package-root.ts';
 import { QUERIES } from '../../support/dashboards.ts';
@@ -18,11 +18,13 @@ test('every query of every panel is asked once, with the interval of the scrapes
   const lines = answered.flatMap(({ panels }) => panels.flatMap((panel) => panel.lines));
   expect(lines).toHaveLength(QUERIES.length);
   expect(lines.every(({ values }) => values.length === 2)).toBe(true);
-});
-
-test('a line is named by the labels of its series', () => {
-  expect(legendOf('{{service}} {{ instance }}', { service: 'decode', instance: 'decode-0' })).toBe('decode decode-0');
-  expect(legendOf('{{kind}} usable', {})).toBe('usable');
+  // A line is named by the labels of its series; a label that a series lacks is left out.
+  const legendsOf = (title: string) => {
+    const panel = answered.flatMap(({ panels }) => panels).find((each) => each.title === title)!;
+    return panel.lines.map(({ legend }) => legend);
+  };
+  expect(legendsOf('Completions by tenant')).toEqual(['acme']);
+  expect(legendsOf('Workers: usable, and what the load wants')).toEqual(['usable', 'wanted']);
 });
 
 test('a folder without dashboards is refused with the remedy', async () => {
