@@ -7,6 +7,7 @@ import { Command } from 'commander';
 import { acceptanceCommand as acceptance } from './acceptance/command.ts';
 import { ALL_COMMAND, README, readmeOption } from './all/command.ts';
 import { BREAKDOWN_COMMAND } from './breakdown/command.ts';
+import { DASHBOARDS_COMMAND } from './dashboards/command.ts';
 import { DRILLS_COMMAND, SOAK_COMMAND } from './drills/command.ts';
 import { ENGINE_COMMAND, HANDOFF_COMMAND } from './engine/command.ts';
 import { FAIRNESS_COMMAND } from './fairness/command.ts';
@@ -36,6 +37,7 @@ export function benchCommand(): Command {
     makeCommand(OBSERVABILITY_COMMAND, async (options) =>
       (await import('./observability/run.ts')).runObservability(options),
     ),
+    makeCommand(DASHBOARDS_COMMAND, async (options) => (await import('./dashboards/run.ts')).runDashboards(options)),
     makeCommand(RETRIEVAL_COMMAND, async (options) => (await import('./retrieval/run.ts')).runRetrieval(options)),
     makeCommand(RECALL_COMMAND, async (options) => (await import('./retrieval/run.ts')).runRecall(options)),
     makeCommand(INDEX_COMMAND, async (options) => (await import('./indexing/run.ts')).runIndexing(options)),

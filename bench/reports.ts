@@ -1,5 +1,6 @@
 /** The registry of benches and of the pages that show their artifacts. */
 import { BREAKDOWN } from './breakdown/report.ts';
+import { DASHBOARDS_BENCH } from './dashboards/report.ts';
 import { DRILLS_BENCH, SOAK_BENCH } from './drills/report.ts';
 import { ENGINE, ENGINE_AGAINST, HANDOFF } from './engine/report.ts';
 import { FAIRNESS } from './fairness/report.ts';
@@ -35,7 +36,7 @@ export const PAGES: readonly Page[] = [
   { folder: 'load', benches: [LOAD] },
   { folder: 'interference', benches: [INTERFERENCE] },
   { folder: 'breakdown', benches: [BREAKDOWN] },
-  { folder: 'observability', benches: [OBSERVABILITY] },
+  { folder: 'observability', benches: [OBSERVABILITY, DASHBOARDS_BENCH] },
   { folder: 'retrieval', benches: [RETRIEVAL, RECALL] },
   { folder: 'indexing', benches: [INDEX] },
   { folder: 'training', benches: [TRAINING] },

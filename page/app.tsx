@@ -2,7 +2,7 @@
 import type { ComponentChildren } from 'preact';
 import { useEffect, useState } from 'preact/hooks';
 import { duration } from './format.ts';
-import { storeKey } from './gateway.ts';
+import { forgetKey, hasKey, storeKey } from './gateway.ts';
 import { IndexView } from './index-view.tsx';
 import { type Live, useLive } from './live.ts';
 import { Overview } from './overview.tsx';
@@ -41,12 +41,16 @@ export function App() {
     storeKey(key);
     setAttempt((count) => count + 1);
   };
+  const lock = () => {
+    forgetKey();
+    setAttempt((count) => count + 1);
+  };
   return (
     <>
       <button type="button" class="skip" onClick={() => document.getElementById('content')?.focus()}>
         Skip to content
       </button>
-      <Header view={view} live={live} />
+      <Header view={view} live={live} onLock={lock} />
       <main id="content" tabIndex={-1}>
         {live.needsKey ? <KeyForm problem={live.problem} onKey={unlock} /> : <Shown view={view} live={live} />}
       </main>
@@ -71,7 +75,14 @@ function Shown({ view, live }: { readonly view: View; readonly live: Live }) {
   );
 }
 
-function Header({ view, live }: { readonly view: View; readonly live: Live }) {
+interface HeaderProps {
+  readonly view: View;
+  readonly live: Live;
+  /** The key is to be forgotten. */
+  readonly onLock: () => void;
+}
+
+function Header({ view, live, onLock }: HeaderProps) {
   const { state, problem } = live;
   return (
     <header>
@@ -87,7 +98,14 @@ function Header({ view, live }: { readonly view: View; readonly live: Live }) {
         {problem ?? 'live'}
       </p>
       {state && <GatewayLine gateway={state.gateway} />}
-      <ThemeSwitch />
+      <p class="switches">
+        {hasKey() && (
+          <button type="button" onClick={onLock}>
+            Forget the key
+          </button>
+        )}
+        <ThemeSwitch />
+      </p>
     </header>
   );
 }
@@ -114,7 +132,7 @@ function ThemeSwitch() {
     setNow(other);
   };
   return (
-    <button type="button" class="theme" onClick={change}>
+    <button type="button" onClick={change}>
       {other === 'dark' ? 'Dark' : 'Light'} colours
     </button>
   );
@@ -130,8 +148,8 @@ function KeyForm({ problem, onKey }: { readonly problem: string | undefined; rea
     <form class="key" onSubmit={send}>
       <h2>A key is needed</h2>
       <p>
-        This page shows all tenants. It takes a key whose entry in the file of keys says <code>"access": "admin"</code>.
-        The key stays in this tab, until that is closed.
+        This page shows what all tenants do. It takes a key whose entry in the file of keys says{' '}
+        <code>"access": "admin"</code>. The key stays in this tab, until that is closed.
       </p>
       <label>
         Key

@@ -9,6 +9,8 @@ const KEY = 'llavacode-key';
 
 const storedKey = (): string => sessionStorage.getItem(KEY) ?? '';
 export const storeKey = (key: string): void => sessionStorage.setItem(KEY, key);
+export const hasKey = (): boolean => storedKey() !== '';
+export const forgetKey = (): void => sessionStorage.removeItem(KEY);
 
 /** Headers hold bytes: those of the key's UTF-8, of which the file of keys has the hash. */
 const asHeader = (key: string): string => String.fromCharCode(...new TextEncoder().encode(key));

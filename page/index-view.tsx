@@ -1,8 +1,12 @@
-/** What is indexed: repositories of all tenants, their versions, how fresh they are, and which files they lack. */
+/**
+ * What is indexed: repositories of the tenants that the file of keys names, their versions, how fresh they are, and
+ * which files they lack.
+ */
 import { useEffect, useState } from 'preact/hooks';
 import type { BrokenRepoBody, LeftOutBody, RepoBody, ReposBody } from '../services/gateway/http/admin-answers.ts';
 import { ago, count } from './format.ts';
 import { getJson } from './gateway.ts';
+import { Head } from './head.tsx';
 
 type Listed = RepoBody | BrokenRepoBody;
 
@@ -42,16 +46,8 @@ export function IndexView({ isShown }: { readonly isShown: boolean }) {
       {repos !== undefined && repos.length > 0 && (
         <div class="wide">
           <table>
-            <caption>Repositories that have an index, of all tenants</caption>
-            <thead>
-              <tr>
-                {COLUMNS.map((name) => (
-                  <th key={name} scope="col">
-                    {name}
-                  </th>
-                ))}
-              </tr>
-            </thead>
+            <caption>Repositories that have an index, of the tenants that have keys</caption>
+            <Head columns={COLUMNS} />
             <tbody>
               {repos.map((repo) => {
                 const name = `${repo.tenant} ${repo.repo}`;

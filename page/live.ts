@@ -85,6 +85,7 @@ export function useLive(attempt: number): Live {
   const [live, setLive] = useState(NOTHING);
   useEffect(() => {
     const gone = new AbortController();
+    setLive(NOTHING); // what another key has shown is not for this one
     const follow = async () => {
       while (!gone.signal.aborted) {
         let isFirst = true;

@@ -3,6 +3,7 @@ import type { WorkerBody } from '../services/gateway/http/admin-answers.ts';
 import { Chart } from './chart.tsx';
 import { count } from './format.ts';
 import { HandOverMap } from './hand-overs.tsx';
+import { Head } from './head.tsx';
 import type { Live } from './live.ts';
 
 export function Overview({ live }: { readonly live: Live }) {
@@ -65,22 +66,14 @@ function Figure({ name, value, more }: { readonly name: string; readonly value: 
   );
 }
 
+const COLUMNS = ['Role', 'Address', 'State', 'Slots busy', 'Queue', 'Calls from here', 'Capacity', 'Speed', 'Device'];
+
 function WorkerTable({ workers }: { readonly workers: readonly WorkerBody[] }) {
   return (
     <div class="wide">
       <table>
         <caption>Workers. What a worker says of itself counts the work of all gateways.</caption>
-        <thead>
-          <tr>
-            {['Role', 'Address', 'State', 'Slots busy', 'Queue', 'Calls from here', 'Capacity', 'Speed', 'Device'].map(
-              (name) => (
-                <th key={name} scope="col">
-                  {name}
-                </th>
-              ),
-            )}
-          </tr>
-        </thead>
+        <Head columns={COLUMNS} />
         <tbody>
           {workers.map((worker) => (
             <WorkerRow key={`${worker.arm} ${worker.role} ${worker.address}`} worker={worker} />

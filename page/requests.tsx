@@ -3,6 +3,7 @@ import { useState } from 'preact/hooks';
 import type { RequestBody } from '../services/gateway/http/admin-answers.ts';
 import { SPANS, STAGES, type TimelineSpan } from '../services/lib/request/timeline.ts';
 import { count, ms } from './format.ts';
+import { Head } from './head.tsx';
 
 export function Requests({ requests }: { readonly requests: readonly RequestBody[] }) {
   const [wanted, setWanted] = useState('');
@@ -32,15 +33,7 @@ export function Requests({ requests }: { readonly requests: readonly RequestBody
           <caption>
             The newest {requests.length} requests of this gateway. Prompts and completions are not recorded.
           </caption>
-          <thead>
-            <tr>
-              {COLUMNS.map((name) => (
-                <th key={name} scope="col">
-                  {name}
-                </th>
-              ))}
-            </tr>
-          </thead>
+          <Head columns={COLUMNS} />
           <tbody>
             {shown.map((request) => (
               <Row
@@ -99,7 +92,7 @@ function Row({ request, isOpen, onToggle }: RowProps) {
           {details.soft_tokens > 0 && ` (${details.soft_tokens} soft)`} → {count(output)}
         </td>
         <td>{ms(timeline['first_token'])}</td>
-        <td>{timeline['received'] === undefined ? '–' : ms(timeline['finished'])}</td>
+        <td>{ms(timeline['finished'])}</td>
       </tr>
       {isOpen && (
         <tr>
@@ -163,17 +156,7 @@ function Waterfall({ request }: { readonly request: RequestBody }) {
       <caption>
         Timeline of <code>{request_id}</code>, 0 to {ms(end)} since its body had come
       </caption>
-      <thead>
-        <tr>
-          <th scope="col">What</th>
-          <th scope="col">Worker</th>
-          <th scope="col">From</th>
-          <th scope="col">Takes</th>
-          <th scope="col" class="bars">
-            <span class="unseen">As a bar</span>
-          </th>
-        </tr>
-      </thead>
+      <Head columns={COLUMNS} />
       <tbody>
         {bars.map((bar, i) => (
           <BarRow key={i} bar={bar} end={end} />

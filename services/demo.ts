@@ -177,7 +177,8 @@ function choiceText(): string {
   return [
     'The cursor was chosen. The model that ships has 5.8 million parameters, and context makes it hardly better:',
     `of ${cursors} cursors of this repository it completes the line at ${right.off} without context, ${right.text} with text`,
-    `(${gained.text} gained, ${lost.text} lost), and ${right.compressed} with compressed context (${gained.compressed} gained, ${lost.compressed} lost).`,
+    `(${gained.text} gained, ${lost.text} lost), and ${right.compressed} with compressed context ` +
+      `(${gained.compressed} gained, ${lost.compressed} lost).`,
     'llavacode demo --search counts and lists them.\n',
   ].join('\n');
 }

@@ -70,7 +70,8 @@ export async function runExport(options: ExportOptions, verify: boolean) {
     const divergence = await divergenceOf(options.llm, options.to);
     const { klMean, klP99, top1Agreement, positions } = divergence;
     progress.succeed(
-      `against fp32 on ${positions} positions: KL mean ${klMean.toExponential(2)}, p99 ${klP99.toExponential(2)} nats; top-1 agreement ${(top1Agreement * 100).toFixed(2)} %`,
+      `against fp32 on ${positions} positions: KL mean ${klMean.toExponential(2)}, p99 ${klP99.toExponential(2)} ` +
+        `nats; top-1 agreement ${(top1Agreement * 100).toFixed(2)} %`,
     );
     return { manifest, divergence };
   } catch (error) {

@@ -24,6 +24,8 @@ export interface Target {
   readonly url: string;
   /** '' for none. */
   readonly key: string;
+  /** A key that has ended; none where not given. */
+  readonly expiredKey?: string;
   readonly timeoutMs: number;
   readonly signal: AbortSignal;
 }

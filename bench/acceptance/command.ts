@@ -8,6 +8,8 @@ export interface AcceptanceOptions {
   /** API key; '' for a deployment without keys. */
   readonly key: string;
   readonly keyFile: string;
+  /** File that holds a key whose `expires` has passed; '' for none. */
+  readonly expiredKeyFile: string;
   /** Nothing is indexed and nothing is deleted. */
   readonly readOnly: boolean;
   /** Longest time that one answer may take, in s. */
@@ -23,6 +25,7 @@ export const acceptanceCommand = (run: (options: AcceptanceOptions) => Promise<u
     .requiredOption('--url <url>', 'the deployment, such as https://code.example')
     .option('--key <key>', 'API key; LLAVACODE_API_KEY says it where other users cannot read it', '')
     .option('--key-file <file>', 'file that holds the API key', '')
+    .option('--expired-key-file <file>', 'file that holds a key that has ended; each route must refuse it', '')
     .option('--read-only', 'index nothing and delete nothing; the routes that would are not checked', false)
     .option('--timeout <s>', 'longest time that one answer may take, in s', count, 60)
     .option('--json <file>', 'write the verdicts there')

@@ -16,7 +16,8 @@ export async function runAcceptanceCommand(options: AcceptanceOptions): Promise<
   const url = options.url.replace(/\/+$/, '');
   const given = options.key || process.env['LLAVACODE_API_KEY'] || '';
   const key = await apiKeyOf({ apiKey: given, apiKeyFile: options.keyFile });
-  const target = { url, key, timeoutMs: 1_000 * options.timeout, signal: interruption() };
+  const expiredKey = await apiKeyOf({ apiKey: '', apiKeyFile: options.expiredKeyFile });
+  const target = { url, key, expiredKey, timeoutMs: 1_000 * options.timeout, signal: interruption() };
   let result: AcceptanceResult;
   try {
     result = await runAcceptance(target, options.readOnly);

@@ -9,7 +9,7 @@ import { type Answer, ask, type Call, codeOf, excerpt, objectOf, type Target } f
 import { callOf, type Known, ROUTES, type RouteCases } from './cases.ts';
 
 /** The kinds of cases, which are columns of the table. */
-export const KINDS = ['answers', 'streams', 'bad body', 'no key', 'wrong key', 'other method'] as const;
+export const KINDS = ['answers', 'streams', 'bad body', 'no key', 'wrong key', 'ended key', 'other method'] as const;
 export type Kind = (typeof KINDS)[number];
 
 export interface Verdict {
@@ -113,10 +113,12 @@ function caseOf(kind: Kind, cases: RouteCases, run: Run): Case {
     };
   }
   const call = (change: Partial<Call> = {}): Call => ({ ...callOf(cases, known), ...change });
-  const stranger = (key: string) => async () => {
-    if (!needsKeys) throw new NotOffered('the deployment has no keys');
-    assertRefused(await ask({ ...target, key }, call()), 401, 'invalid_api_key');
-  };
+  const stranger =
+    (key: string, code = 'invalid_api_key') =>
+    async () => {
+      if (!needsKeys) throw new NotOffered('the deployment has no keys');
+      assertRefused(await ask({ ...target, key }, call()), 401, code);
+    };
   switch (kind) {
     case 'answers':
       return async () => assertAnswered(await ask(target, call()), cases, known);
@@ -139,6 +141,8 @@ function caseOf(kind: Kind, cases: RouteCases, run: Run): Case {
       return open ? undefined : stranger('');
     case 'wrong key':
       return open ? undefined : stranger(`wrong-${randomBytes(8).toString('hex')}`);
+    case 'ended key':
+      return open || !target.expiredKey ? undefined : stranger(target.expiredKey, 'api_key_expired');
     case 'other method':
       return async () => {
         const { method, path } = callOf(cases, known);

@@ -38,6 +38,8 @@ export interface FleetOptions {
   readonly prefillSlots?: number;
   /** A bundle that is to take the place of the other: one worker of each pool and an indexer serve it beside them. */
   readonly candidate?: string | undefined;
+  /** Share of the time, in percent, in which the candidate's indexer encodes; all of it if not given. */
+  readonly reembedShare?: number;
   /**
    * Tenants that have keys; the fleet's own requests carry the key of the first. If not given, nobody needs a key.
    */
@@ -135,7 +137,8 @@ export class Fleet {
       const index = { store, threads: 1, metricsPort: 0, nice: WORKERS_NICE };
       const indexing = add('indexer', 0, index);
       // It steps back further: what it does may take as long as it likes.
-      const beside = options.candidate && add('indexer', 1, { ...index, model: options.candidate, nice: 19 });
+      const { candidate, reembedShare = 100 } = options;
+      const beside = candidate && add('indexer', 1, { ...index, model: candidate, nice: 19, reembedShare });
       const prefill = colocated
         ? pool('colocated', { ...common, ...prefillOnly, ...sequences })
         : pool('prefill', { ...common, ...prefillOnly, ...prefillSlots });

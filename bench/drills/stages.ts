@@ -21,7 +21,7 @@ import { INDEX_CACHE_BYTES, INDEX_DRILLS } from './index-thrash.ts';
 import { Link } from './link.ts';
 import { LOCAL_DRILLS } from './local-process.ts';
 import { NamespaceNetwork } from './network.ts';
-import { REEMBEDDING_DRILLS } from './reembedding.ts';
+import { REEMBED_SHARE, REEMBEDDING_DRILLS } from './reembedding.ts';
 import { COLOCATED_ROLLOUT_DRILLS, ROLLOUT_DRILLS, ROLLOUT_FLAGS } from './rollouts.ts';
 import type { Drill, Scene } from './scene.ts';
 import type { Reference } from './streams.ts';
@@ -108,7 +108,7 @@ export function stagesOf(
     if (network instanceof ServingError) return network.message;
     return given({ network }, { close: () => network.close() });
   };
-  const upgrade = async (references: readonly Reference[]) => {
+  const upgrade = async (references: readonly Reference[], more: Partial<FleetOptions> = {}) => {
     if (!existsSync(join(model, 'config.json'))) return 'needs a checkpoint as --model, to make another bundle of';
     const candidate = await otherBundle(model, resolve(data, 'bundles'));
     // What the candidate must answer, it answers in a system of its own.
@@ -116,7 +116,7 @@ export function stagesOf(
     await runIndexCommand({ bundle: candidate, store, repo, path });
     const alone = await Fleet.start({ bundle: candidate, data, workers: 1, store });
     const ofCandidate = await answersOf(alone, references).finally(() => alone.close());
-    const both = await given({ ...UPGRADE_FLAGS, candidate });
+    const both = await given({ ...UPGRADE_FLAGS, candidate, ...more });
     try {
       return {
         ...both,
@@ -160,7 +160,12 @@ export function stagesOf(
       drills: COLOCATED_ROLLOUT_DRILLS,
       open: () => given({ gateways: 2, colocated: true, ...ROLLOUT_FLAGS }),
     },
-    { name: 'an upgrade', drills: [...UPGRADE_DRILLS, ...REEMBEDDING_DRILLS], open: upgrade },
+    { name: 'an upgrade', drills: UPGRADE_DRILLS, open: (references) => upgrade(references) },
+    {
+      name: 'an upgrade that takes its time',
+      drills: REEMBEDDING_DRILLS,
+      open: (references) => upgrade(references, { reembedShare: REEMBED_SHARE }),
+    },
     { name: 'jumping clocks', drills: [CLOCKS], open: () => given({}, {}, withJumpingClocks) },
   ];
 }

@@ -3,7 +3,7 @@ import { mkdir } from 'node:fs/promises';
 import { basename, join, resolve } from 'node:path';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import type { PromptOrder } from '../../services/lib/text/prompt-format.ts';
-import type { Flags, ServiceProcess } from '../../services/supervisor.ts';
+import type { ServiceProcess } from '../../services/supervisor.ts';
 import type { SystemBenchOptions } from '../options.ts';
 import { reportedIndex } from '../system/cli.ts';
 import type { Pinning } from '../system/cores.ts';
@@ -43,49 +43,58 @@ export async function prepareModel(name: string, options: SystemBenchOptions): P
 
 export const repoName = ({ repo, path }: SystemBenchOptions) => repo ?? basename(resolve(path));
 
-interface SystemsPlan {
-  readonly deployments: readonly Deployment[];
-  readonly pinning: Pinning;
+/** What a bench wants of its systems, where that is not what the options say. */
+interface SystemPlan extends Pick<SystemSettings, 'gateway' | 'workers' | 'decode'> {
+  /** Whether workers have cores of their own; not if not given. */
+  readonly pinning?: Pinning;
   /** KV slots of each worker; those of the options when not given. */
   readonly slots?: number;
   /** The gateway refuses a request that would wait longer; when not given, queues show as latency. */
   readonly targetTtftMs?: number;
   readonly promptOrder?: PromptOrder;
-  /** Further settings of the gateway. */
-  readonly gateway?: Flags;
-  /** Further settings of all workers. */
-  readonly workers?: Flags;
 }
+
+/** The settings of a system of the prepared model. */
+export const systemSettings = (
+  options: SystemBenchOptions,
+  { model, store }: Pick<PreparedModel, 'model' | 'store'>,
+  {
+    pinning = 'shared',
+    slots = options.slots,
+    targetTtftMs = options.timeoutMs,
+    promptOrder,
+    ...flags
+  }: SystemPlan = {},
+): SystemSettings => ({
+  bundle: model.bundle,
+  store,
+  cores: options.cores,
+  pinning,
+  slots,
+  capacity: options.capacity,
+  data: resolve(options.data),
+  requestTimeoutMs: options.timeoutMs,
+  targetTtftMs,
+  promptOrder,
+  ...flags,
+});
 
 /**
  * Starts the deployments, all at once, and stops them when `use` has ended. With `--url` it uses that system instead.
  */
 export async function withSystems<T>(
   options: SystemBenchOptions,
-  { model, store }: Pick<PreparedModel, 'model' | 'store'>,
-  plan: SystemsPlan,
+  prepared: Pick<PreparedModel, 'model' | 'store'>,
+  { deployments, ...plan }: SystemPlan & { readonly deployments: readonly Deployment[] },
   use: (systems: readonly SystemUnderTest[]) => Promise<T>,
 ): Promise<T> {
   if (options.url !== undefined)
     return use([{ name: options.url, deployment: undefined, url: options.url, processes: [] }]);
-  const settings: SystemSettings = {
-    bundle: model.bundle,
-    store,
-    cores: options.cores,
-    pinning: plan.pinning,
-    slots: plan.slots ?? options.slots,
-    capacity: options.capacity,
-    data: resolve(options.data),
-    requestTimeoutMs: options.timeoutMs,
-    targetTtftMs: plan.targetTtftMs ?? options.timeoutMs,
-    promptOrder: plan.promptOrder,
-    gateway: plan.gateway,
-    workers: plan.workers,
-  };
+  const settings = systemSettings(options, prepared, plan);
   const running: Awaited<ReturnType<typeof startDeployment>>[] = [];
   try {
     const systems: SystemUnderTest[] = [];
-    for (const deployment of plan.deployments) {
+    for (const deployment of deployments) {
       const system = await startDeployment(deployment, settings);
       running.push(system);
       systems.push({ name: deploymentName(deployment), deployment, url: system.url, processes: system.processes });

@@ -1,7 +1,6 @@
 /** Runs `bench observability`: one system with traces and scrapes, one without. */
-import { resolve } from 'node:path';
 import { run } from '../harness/run.ts';
-import { assertNoUrl, prepareModel } from '../harness/systems.ts';
+import { assertNoUrl, prepareModel, systemSettings } from '../harness/systems.ts';
 import { onlyModel } from '../options.ts';
 import type { Artifact } from '../report/artifact.ts';
 import { startDeployment } from '../system/system.ts';
@@ -16,19 +15,8 @@ const DEPLOYMENT = { mode: 'disaggregated', prefill: 1, decode: 2 } as const;
 export async function runObservability(options: ObservabilityOptions): Promise<Artifact<ObservabilityResult>> {
   assertNoUrl(options, 'observability', 'a system with traces beside one without');
   const prepared = await prepareModel(onlyModel(options), options);
-  const { model, prompts, store } = prepared;
-  const settings = {
-    bundle: model.bundle,
-    store,
-    cores: options.cores,
-    pinning: 'shared',
-    slots: options.slots,
-    capacity: options.capacity,
-    data: resolve(options.data),
-    requestTimeoutMs: options.timeoutMs,
-    targetTtftMs: options.timeoutMs,
-    promptOrder: undefined,
-  } as const;
+  const { model, prompts } = prepared;
+  const settings = systemSettings(options, prepared);
   return run(OBSERVABILITY, options, { models: [model], settings: { ...options } }, async (onProgress) => {
     onProgress('starting both systems');
     const collector = await receiveTraces();

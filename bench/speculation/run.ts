@@ -1,7 +1,6 @@
 /** Runs `bench speculation`: one system with speculation, one without. */
-import { resolve } from 'node:path';
 import { run } from '../harness/run.ts';
-import { assertNoUrl, prepareModel } from '../harness/systems.ts';
+import { assertNoUrl, prepareModel, systemSettings } from '../harness/systems.ts';
 import { onlyModel } from '../options.ts';
 import type { Artifact } from '../report/artifact.ts';
 import { COLOCATED, DISAGGREGATED } from '../system/deployment.ts';
@@ -12,23 +11,13 @@ import { SPECULATION } from './report.ts';
 
 export async function runSpeculation(options: SpeculationOptions): Promise<Artifact<SpeculationResult>> {
   assertNoUrl(options, 'speculation', 'a system with speculation beside one without');
-  const { model, prompts, store } = await prepareModel(onlyModel(options), options);
+  const prepared = await prepareModel(onlyModel(options), options);
+  const { model, prompts } = prepared;
   const deployment = options.mode === 'colocated' ? COLOCATED : DISAGGREGATED;
-  const start = (speculation: 'auto' | 'off') =>
-    startDeployment(deployment, {
-      bundle: model.bundle,
-      store,
-      cores: options.cores,
-      pinning: 'shared',
-      slots: options.slots,
-      capacity: options.capacity,
-      data: resolve(options.data),
-      requestTimeoutMs: options.timeoutMs,
-      targetTtftMs: options.timeoutMs,
-      promptOrder: undefined,
-      gateway: { speculation, typedThrough: 'off' },
-      decode: { speculation },
-    });
+  const start = (speculation: 'auto' | 'off') => {
+    const flags = { gateway: { speculation, typedThrough: 'off' }, decode: { speculation } };
+    return startDeployment(deployment, systemSettings(options, prepared, flags));
+  };
   return run(SPECULATION, options, { models: [model], settings: { ...options } }, async (onProgress) => {
     onProgress('starting both systems');
     const plain = await start('off');

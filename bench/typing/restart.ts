@@ -11,15 +11,11 @@ import { sendRequest } from '../../services/http-call.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import type { ServiceProcess } from '../../services/supervisor.ts';
 import { type ClientRecord, ttft } from '../measure/latency.ts';
-import { sendOne } from '../measure/load-client.ts';
-import { median, medianInterval } from '../measure/statistics.ts';
-import type { ReplayOptions, RestartRun, Variant } from './measure.ts';
-import type { Keystroke, Session } from './session.ts';
+import { median } from '../measure/statistics.ts';
+import { answeredInAll, asking, type PairOptions, pairsOf, ttftRatio } from './keystroke-pairs.ts';
+import type { RestartRun } from './measure.ts';
+import type { Session } from './session.ts';
 
-/** Keystrokes of the session from one trial to the next: neighbours tell the same. */
-const STRIDE = 8;
-/** Output tokens of the keystrokes. */
-const OUTPUT_TOKENS = 2;
 /** Pause between two looks at a worker, in ms. */
 const LOOK_MS = 200;
 /** Looks for which the bytes on disk must be the same: longer than a worker waits before it saves a prompt. */
@@ -35,41 +31,22 @@ export async function measureRestarts(
   url: string,
   deployment: string,
   processes: readonly ServiceProcess[],
-  { path, keystrokes }: Session,
-  {
-    repo,
-    context,
-    promptOrder,
-    timeoutMs,
-  }: Pick<ReplayOptions & Variant, 'repo' | 'context' | 'promptOrder' | 'timeoutMs'>,
+  session: Session,
+  options: PairOptions,
 ): Promise<RestartRun> {
   const worker = processes.find(({ name }) => /^(prefill|colocated)/.test(name))!;
-  const startMs = performance.now();
-  const ask = (key: Keystroke, salt: string, index: number): Promise<ClientRecord> => {
-    const body = {
-      prompt: key.before,
-      suffix: key.after,
-      max_tokens: OUTPUT_TOKENS,
-      // Output that is counted is not shared: what was generated for the first keystroke answers no other one.
-      min_tokens: 1,
-      temperature: 0,
-      ...(context !== 'off' && { rag: { repo, path, mode: context } }),
-      ...(context === 'off' && { session: salt }),
-      cache_salt: salt,
-    };
-    return sendOne(url, { atMs: performance.now() - startMs, body }, index, startMs, { timeoutMs });
-  };
-  const pairs = keystrokes.slice(0, -1).flatMap((first, i) => (i % STRIDE === 0 ? [[first, keystrokes[i + 1]!]] : []));
+  const ask = asking(url, session, options);
   const records = { warm: [] as ClientRecord[], restarted: [] as ClientRecord[], computed: [] as ClientRecord[] };
-  for (const [i, [first, second]] of pairs.entries()) {
+  for (const [i, [first, second]] of pairsOf(session).entries()) {
     const turn = i % WAYS.length;
     for (const way of [...WAYS.slice(turn), ...WAYS.slice(0, turn)]) {
       const salt = randomUUID();
-      await ask(first!, salt, i);
+      await ask(first, salt, i);
       if (way !== 'warm') await killAndAwait(worker, url);
-      records[way].push(await ask(second!, way === 'computed' ? randomUUID() : salt, i));
+      records[way].push(await ask(second, way === 'computed' ? randomUUID() : salt, i));
     }
   }
+  const { context, promptOrder } = options;
   return { deployment, context, promptOrder, ...compared(records) };
 }
 
@@ -114,21 +91,15 @@ async function figure(address: string, name: string): Promise<number | undefined
 }
 
 function compared(records: Readonly<Record<(typeof WAYS)[number], readonly ClientRecord[]>>) {
-  const isAnswered = ({ outcome, chunksMs }: ClientRecord) => outcome === 'ok' && chunksMs.length > 0;
-  const trials = records.warm.flatMap((warm, i) => {
-    const trial = { warm, restarted: records.restarted[i]!, computed: records.computed[i]! };
-    return Object.values(trial).every(isAnswered) ? [trial] : [];
-  });
+  const trials = answeredInAll(records);
   const middle = (of: (trial: (typeof trials)[number]) => number) => median(trials.map(of));
-  const ratios = trials.map(({ warm, restarted }) => ttft(restarted) / ttft(warm));
   return {
     trials: trials.length,
     failed: records.warm.length - trials.length,
     warmMs: middle(({ warm }) => ttft(warm)),
     restartedMs: middle(({ restarted }) => ttft(restarted)),
     computedMs: middle(({ computed }) => ttft(computed)),
-    ratio: median(ratios),
-    ratioInterval: medianInterval(ratios),
+    ...ttftRatio(trials, 'restarted', 'warm'),
     promptTokens: middle(({ warm }) => warm.promptTokens),
     warmCachedTokens: middle(({ warm }) => warm.cachedTokens),
     restoredTokens: middle(({ restarted }) => restarted.cachedTokens),

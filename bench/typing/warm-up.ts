@@ -6,79 +6,48 @@
  */
 import { randomUUID } from 'node:crypto';
 import { type ClientRecord, ttft } from '../measure/latency.ts';
-import { sendOne } from '../measure/load-client.ts';
-import { median, medianInterval } from '../measure/statistics.ts';
-import type { ReplayOptions, Variant, WarmUpRun } from './measure.ts';
-import type { Keystroke, Session } from './session.ts';
-
-/** Keystrokes of the session from one pair to the next: neighbours tell the same. */
-const STRIDE = 8;
-
-/** Output tokens of the keystrokes: the second one shows that the answer goes on. */
-const OUTPUT_TOKENS = 2;
+import { median } from '../measure/statistics.ts';
+import { answeredInAll, asking, OUTPUT_TOKENS, type PairOptions, pairsOf, ttftRatio } from './keystroke-pairs.ts';
+import type { WarmUpRun } from './measure.ts';
+import type { Session } from './session.ts';
 
 export async function measureWarmUps(
   url: string,
   deployment: string,
-  { path, keystrokes }: Session,
-  {
-    repo,
-    context,
-    promptOrder,
-    timeoutMs,
-  }: Pick<ReplayOptions & Variant, 'repo' | 'context' | 'promptOrder' | 'timeoutMs'>,
+  session: Session,
+  options: PairOptions,
 ): Promise<WarmUpRun> {
-  const startMs = performance.now();
-  const ask = (key: Keystroke, salt: string, maxTokens: number, index: number): Promise<ClientRecord> => {
-    const body = {
-      prompt: key.before,
-      suffix: key.after,
-      max_tokens: maxTokens,
-      // Output that is counted is not shared: what was generated for the first keystroke answers no other one.
-      min_tokens: Math.min(maxTokens, 1),
-      temperature: 0,
-      ...(context !== 'off' && { rag: { repo, path, mode: context } }),
-      ...(context === 'off' && { session: salt }),
-      cache_salt: salt,
-    };
-    return sendOne(url, { atMs: performance.now() - startMs, body }, index, startMs, { timeoutMs });
-  };
-  const pairs = keystrokes.slice(0, -1).flatMap((first, i) => (i % STRIDE === 0 ? [[first, keystrokes[i + 1]!]] : []));
+  const ask = asking(url, session, options);
   const warmed: ClientRecord[] = [];
   const completed: ClientRecord[] = [];
-  for (const [i, [first, second]] of pairs.entries()) {
+  for (const [i, [first, second]] of pairsOf(session).entries()) {
     const ways = [
       { before: 0, records: warmed },
       { before: OUTPUT_TOKENS, records: completed },
     ];
     for (const { before, records } of i % 2 === 0 ? ways : ways.reverse()) {
       const salt = randomUUID();
-      await ask(first!, salt, before, i);
-      records.push(await ask(second!, salt, OUTPUT_TOKENS, i));
+      await ask(first, salt, i, before);
+      records.push(await ask(second, salt, i));
     }
   }
-  return { deployment, context, promptOrder, ...compared(warmed, completed) };
+  const { context, promptOrder } = options;
+  return { deployment, context, promptOrder, ...compared({ warmed, completed }) };
 }
 
-/** @param warmed first tokens after a warm-up, and `completed` those after a completion, pair by pair. */
-function compared(warmed: readonly ClientRecord[], completed: readonly ClientRecord[]) {
-  const isAnswered = ({ outcome, chunksMs }: ClientRecord) => outcome === 'ok' && chunksMs.length > 0;
-  const pairs = warmed.flatMap((record, i) => {
-    const other = completed[i]!;
-    return isAnswered(record) && isAnswered(other) ? [{ record, other }] : [];
-  });
+/** @param records first tokens after a warm-up and those after a completion, pair by pair. */
+function compared(records: Readonly<Record<'warmed' | 'completed', readonly ClientRecord[]>>) {
+  const pairs = answeredInAll(records);
   const middle = (of: (pair: (typeof pairs)[number]) => number) => median(pairs.map(of));
-  const ratios = pairs.map(({ record, other }) => ttft(record) / ttft(other));
   const computed = ({ promptTokens, cachedTokens }: ClientRecord) => promptTokens - cachedTokens;
   return {
     pairs: pairs.length,
-    failed: warmed.length - pairs.length,
-    warmedMs: middle(({ record }) => ttft(record)),
-    completedMs: middle(({ other }) => ttft(other)),
-    ratio: median(ratios),
-    ratioInterval: medianInterval(ratios),
-    warmedTokens: middle(({ record }) => computed(record)),
-    completedTokens: middle(({ other }) => computed(other)),
-    records: pairs.map(({ record, other }) => ({ warmed: record, completed: other })),
+    failed: records.warmed.length - pairs.length,
+    warmedMs: middle(({ warmed }) => ttft(warmed)),
+    completedMs: middle(({ completed }) => ttft(completed)),
+    ...ttftRatio(pairs, 'warmed', 'completed'),
+    warmedTokens: middle(({ warmed }) => computed(warmed)),
+    completedTokens: middle(({ completed }) => computed(completed)),
+    records: pairs,
   };
 }

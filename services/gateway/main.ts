@@ -147,7 +147,8 @@ function sayWhatIsOpen(config: GatewayConfig, security: RpcSecurity, log: Logger
   }
   if (security.proof === 'none' && [...config.prefillWorkers, ...config.decodeWorkers].some(isRedisUrl)) {
     log.warn(
-      'every entry of the registry is believed, and its worker gets prompts: set --rpc-secret-file, or --rpc-cert, --rpc-key and --rpc-ca, on all services',
+      'every entry of the registry is believed, and its worker gets prompts: set --rpc-secret-file, or ' +
+        '--rpc-cert, --rpc-key and --rpc-ca, on all services',
     );
   }
 }

@@ -4,6 +4,7 @@
  * of chunks, and the next one goes on from what is stored. What is served meanwhile is not touched.
  */
 import { createHash } from 'node:crypto';
+import type { Paced } from '../lib/async/paced.ts';
 import { ServingError } from '../lib/process/errors.ts';
 import { chunkOf } from '../lib/rag/chunk.ts';
 import type { ContextEncoder } from '../lib/rag/encode/encode.ts';
@@ -16,6 +17,8 @@ export interface Reembedding {
   readonly repo: string;
   readonly store: Store;
   readonly encoder: ContextEncoder;
+  /** Keeps all such work of this process within its share of the time. */
+  readonly paced: Paced;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -25,10 +28,13 @@ export interface Reembedded {
   readonly left: number;
 }
 
-/** Chunks of one call, and chunks that are encoded at a time. */
+/** Chunks of one call that does not rest, and chunks that are encoded between two rests. */
 const CALL_CHUNKS = 512;
 const BATCH = 64;
 const LOCK_TTL_MS = 15_000;
+
+/** Chunks of one call, so that one that rests takes about as long as one that does not: its caller waits for it. */
+const chunksOfCall = (share: number) => Math.max(BATCH, Math.floor((CALL_CHUNKS * share) / BATCH) * BATCH);
 
 /**
  * Brings the side index closer to the repository's own index as it is now, and publishes it when nothing is left. Where
@@ -36,7 +42,8 @@ const LOCK_TTL_MS = 15_000;
  * @throws ServingError index_locked while another process does the same, store_unavailable, store_invalid; what the
  *   encoder throws; the signal's reason.
  */
-export async function reembed({ repo, store, encoder, signal }: Reembedding): Promise<Reembedded> {
+export async function reembed(job: Reembedding): Promise<Reembedded> {
+  const { repo, store, encoder, paced, signal } = job;
   const own = await store.snapshot(repo);
   const wanted = contextFingerprint(encoder.fingerprint);
   const key = sideKey(repo, wanted);
@@ -49,15 +56,18 @@ export async function reembed({ repo, store, encoder, signal }: Reembedding): Pr
       await writer.remove();
       return { embedded: 0, left: 0 };
     }
-    const stored = await writer.stored(encoder.fingerprint);
     const ids = Array.from({ length: own.head.chunks }, (_, i) => idAt(own.ids, i));
-    const missing = [...new Set(ids)].filter((id) => !stored.has(id));
-    const now = missing.slice(0, CALL_CHUNKS);
+    const missing = await paced.run(async () => {
+      const stored = await writer.stored(encoder.fingerprint);
+      return [...new Set(ids)].filter((id) => !stored.has(id));
+    }, signal);
+    const now = missing.slice(0, chunksOfCall(paced.share));
     for (let start = 0; start < now.length; start += BATCH) {
       signal?.throwIfAborted();
-      await encodeInto(writer, { repo, store, encoder, signal }, own.head, now.slice(start, start + BATCH));
+      const batch = now.slice(start, start + BATCH);
+      await paced.run(() => encodeInto(writer, job, own.head, batch), signal);
     }
-    if (now.length === missing.length) await publish(writer, own, encoder, before);
+    if (now.length === missing.length) await paced.run(() => publish(writer, own, encoder, before), signal);
     return { embedded: now.length, left: missing.length - now.length };
   } finally {
     await writer.release().catch(() => {});

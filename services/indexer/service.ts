@@ -1,6 +1,7 @@
 /**
  * The indexer as a gRPC service: it takes uploads and answers with progress and reports. All runs share one encoder.
  */
+import { Paced } from '../lib/async/paced.ts';
 import { ServingError } from '../lib/process/errors.ts';
 import type { Logger } from '../lib/process/log.ts';
 import type { TraceHeaders } from '../lib/process/span.ts';
@@ -28,6 +29,8 @@ export interface IndexerOptions extends Omit<IndexOptions, keyof Selecting>, Upl
    * that have begun go on to their end, or are cut by the server: the next run finds what was stored.
    */
   readonly draining: AbortSignal;
+  /** Share of the time, in percent, in which chunks are encoded for side indexes. */
+  readonly reembedShare: number;
 }
 
 /** The most runs at a time. They share the encoder, so each one more costs disk and memory alone. */
@@ -42,6 +45,7 @@ const DELETE_LOCK_MS = 15_000;
 export function createIndexerService(store: Store, encoder: ContextEncoder, options: IndexerOptions, log: Logger) {
   let running = 0;
   const ofTenant = new Map<string, number>();
+  const paced = new Paced(options.reembedShare / 100);
 
   const index = (requests: AsyncIterable<IndexRequest__Output>, signal: AbortSignal, caller: TraceHeaders) =>
     tracedStream(beginTrace('index', caller, { kind: 'server', atMs: performance.now() }), indexed(requests, signal));
@@ -105,7 +109,7 @@ export function createIndexerService(store: Store, encoder: ContextEncoder, opti
 
   async function reembedOne({ tenant, repo: name }: ReembedRequest__Output, signal: AbortSignal) {
     options.draining.throwIfAborted();
-    return { ...(await reembed({ repo: repoKey(tenant, name), store, encoder, signal })) };
+    return { ...(await reembed({ repo: repoKey(tenant, name), store, encoder, paced, signal })) };
   }
 
   async function describe(): Promise<IndexerDescription> {

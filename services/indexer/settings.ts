@@ -38,5 +38,11 @@ export const INDEXER_SETTINGS = {
     .default(1024 * 1024 * 1024)
     .describe('most bytes that an uploaded repository may unpack to'),
   maxRepoFiles: whole(1).default(200_000).describe('most files and folders that an uploaded repository may have'),
+  reembedShare: whole(5, 100)
+    .default(100)
+    .describe(
+      'share of the time, in percent, in which chunks are encoded anew for the candidate of a rollout: the indexer rests ' +
+        'for what is left, so that what else runs on its machine finds the CPU and its caches free',
+    ),
 };
 export type IndexerConfig = ConfigOf<typeof INDEXER_SETTINGS>;

@@ -96,6 +96,7 @@ describe('the commands of the benches', () => {
       'interference',
       'breakdown',
       'observability',
+      'dashboards',
       'retrieval',
       'recall',
       'index',

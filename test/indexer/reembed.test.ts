@@ -1,6 +1,7 @@
 /** Side indexes made of what is stored, over a real LMDB store, and the store as the bundle that they are for sees. */
 import { expect, test, vi } from 'vitest';
 import { reembed } from '../../services/indexer/reembed.ts';
+import { Paced } from '../../services/lib/async/paced.ts';
 import { sideKey } from '../../services/lib/rag/store/repo-key.ts';
 import { idAt, withEmbeddings } from '../../services/lib/rag/store/row.ts';
 import { withSideIndexes } from '../../services/lib/rag/store/side-index.ts';
@@ -9,6 +10,7 @@ import { jsonOfFiles } from '../support/archives.ts';
 import { fakeIndexer, python, RememberingEncoder } from '../support/fake-indexer.ts';
 
 const SIGNAL = new AbortController().signal;
+const AT_ONCE = new Paced(1);
 
 async function start() {
   const indexer = await fakeIndexer();
@@ -27,7 +29,7 @@ async function start() {
 async function bringUpToDate(store: Store, encoder: RememberingEncoder, repo = 'shop'): Promise<number[]> {
   const calls: number[] = [];
   for (;;) {
-    const { embedded, left } = await reembed({ repo, store, encoder });
+    const { embedded, left } = await reembed({ repo, store, encoder, paced: AT_ONCE });
     calls.push(embedded);
     if (left === 0) return calls;
   }
@@ -83,12 +85,43 @@ test('a large index is encoded in pieces, and a process that ends goes on where 
   const lines = python('many', 2_620);
   const { chunks } = await index({ 'a.py': lines });
   const encoder = next();
-  expect(await reembed({ repo: 'shop', store, encoder })).toEqual({ embedded: 512, left: chunks - 512 });
+  expect(await reembed({ repo: 'shop', store, encoder, paced: AT_ONCE })).toEqual({
+    embedded: 512,
+    left: chunks - 512,
+  });
   expect((await readBy(store, 'next')).head.fingerprint).toBe('context');
   const again = next();
   expect(await bringUpToDate(store, again)).toEqual([chunks - 512]);
   expect(again.texts).toHaveLength(chunks - 512);
   expect((await readBy(store, 'next')).head.chunks).toBe(chunks);
+});
+
+test('paced work encodes fewer chunks a call and rests between its pieces, and makes the same side index', async () => {
+  const { store, index } = await start();
+  const { chunks } = await index({ 'a.py': python('a', 1_310) });
+  const encoder = next();
+  const beganMs: number[] = [];
+  let [nowMs, restedMs] = [0, 0];
+  encoder.before = async () => {
+    beganMs.push(nowMs);
+    nowMs += 100;
+  };
+  const sleep = async (ms: number) => {
+    nowMs += ms;
+    restedMs += ms;
+  };
+  const paced = new Paced(0.25, { now: () => nowMs, sleep });
+  const calls: number[] = [];
+  for (let left = 1; left > 0; ) {
+    const call = await reembed({ repo: 'shop', store, encoder, paced });
+    left = call.left;
+    calls.push(call.embedded);
+  }
+  expect(calls).toEqual([128, 128, chunks - 256]);
+  // Reading and publishing take no time here, and every batch of 64 chunks 100 ms.
+  expect(beganMs).toEqual(beganMs.map((_, i) => 400 * i));
+  expect(restedMs).toBe(300 * beganMs.length);
+  expect((await readBy(store, 'next')).head).toMatchObject({ fingerprint: 'next', chunks });
 });
 
 test('side indexes are in no list of repositories, and go with their repository', async () => {
@@ -132,10 +165,12 @@ test('only one process at a time makes a side index, and one that fails leaves w
   await index({ 'a.py': python('a', 12) });
   const encoder = next();
   encoder.before = async () => {
-    await expect(reembed({ repo: 'shop', store, encoder: next() })).rejects.toMatchObject({ code: 'index_locked' });
+    await expect(reembed({ repo: 'shop', store, encoder: next(), paced: AT_ONCE })).rejects.toMatchObject({
+      code: 'index_locked',
+    });
     throw new Error('the encoder failed');
   };
-  await expect(reembed({ repo: 'shop', store, encoder })).rejects.toThrow('the encoder failed');
+  await expect(reembed({ repo: 'shop', store, encoder, paced: AT_ONCE })).rejects.toThrow('the encoder failed');
   expect((await readBy(store, 'next')).head.fingerprint).toBe('context');
   encoder.before = async () => {};
   await bringUpToDate(store, encoder);

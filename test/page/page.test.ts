@@ -123,6 +123,21 @@ test('a key of any characters opens the page, also when it is loaded again', { t
   await live.waitFor();
 });
 
+test('a key that is forgotten leaves nothing of it on the page or in the tab, and another one opens it', {
+  timeout: LIMIT,
+}, async () => {
+  const page = await operate();
+  await go(page, 'Index');
+  await view(page, 'Index').getByRole('table').waitFor();
+  await page.getByRole('button', { name: 'Forget the key' }).click();
+  await page.getByLabel('Key').waitFor();
+  expect(await page.getByRole('table').count()).toBe(0);
+  expect(await page.getByRole('button', { name: 'Forget the key' }).count()).toBe(0);
+  expect(await page.evaluate('sessionStorage.length')).toBe(0);
+  await unlock(page, KEY_BEYOND_ASCII);
+  await view(page, 'Index').getByRole('table').waitFor();
+});
+
 test('workers are there with their slots, and a hand-over moves along its edge', { timeout: LIMIT }, async () => {
   const page = await operate();
   const workers = view(page, 'Workers');

@@ -61,6 +61,12 @@ describe('Timeline', () => {
     );
   });
 
+  it('a request that was refused before its body was read has no times to log', () => {
+    const timeline = new Timeline();
+    timeline.mark('finished', 1_234_567);
+    expect(timeline.toJSON()).toEqual({});
+  });
+
   it('events and stages have different names, and all of them are documented', () => {
     const words = [...EVENTS, ...STAGES];
     expect(new Set(words).size).toBe(words.length);

@@ -23,6 +23,7 @@ export const LIMITS = {
   maxRepoBytes: 50_000_000,
   maxRepoFiles: 1_000,
   retriever: 'jaccard',
+  reembedShare: 100,
 } as const;
 
 export class RememberingEncoder implements ContextEncoder {

@@ -17,7 +17,8 @@ export const COMPLETION_SETTINGS = {
     .enum(PROMPT_ORDERS)
     .default('psm')
     .describe(
-      `order of fill-in-the-middle, ${PROMPT_ORDERS.join(' or ')}: the text after the cursor comes last (psm) or first (spm: keeps more of the KV between keystrokes, for models trained with it)`,
+      `order of fill-in-the-middle, ${PROMPT_ORDERS.join(' or ')}: the text after the cursor comes last (psm) or ` +
+        'first (spm: keeps more of the KV between keystrokes, for models trained with it)',
     ),
   suffixUnsupported: z
     .enum(['report', 'refuse'])

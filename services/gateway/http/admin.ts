@@ -16,7 +16,7 @@ import { ADMIN_URL, addAdminPage, noPage, type PageFiles } from './admin-page.ts
 import type { BodySchema } from './editor-body.ts';
 import { asServingError, clientGone, errorBody } from './errors.ts';
 import { type RepoParts, repoBody, storeOf } from './repos.ts';
-import { EventStream } from './sse.ts';
+import { EventStream, SSE } from './sse.ts';
 
 interface Operator extends WatchedGateway {
   readonly page: PageFiles;
@@ -72,8 +72,6 @@ export function addAdminRoutes(app: FastifyInstance, parts: AdminParts): void {
     return parts.operator;
   };
   app.get<{ Querystring: { events?: number } }>(`${ADMIN_URL}/api/live`, {
-    // An answer to HEAD has no body to stream, and its connection would wait for the end of one.
-    exposeHeadRoute: false,
     schema: {
       querystring: liveQuery,
       summary: 'queue, workers, hand-overs and requests, each second as an event, with --admin-page',
@@ -81,6 +79,8 @@ export function addAdminRoutes(app: FastifyInstance, parts: AdminParts): void {
     },
     handler: async (request, reply) => {
       const watched = operator();
+      // It has no body to stream, and its connection would wait for the end of one.
+      if (request.method === 'HEAD') return reply.type(SSE.contentType).send('');
       parts.draining.throwIfAborted();
       if (streams.size >= MOST_STREAMS) {
         const message = `${MOST_STREAMS} operator pages are open at this gateway`;
@@ -95,7 +95,11 @@ export function addAdminRoutes(app: FastifyInstance, parts: AdminParts): void {
     },
   });
   app.get<{ Querystring: { after: string } }>(`${ADMIN_URL}/api/repos`, {
-    schema: { querystring: reposQuery, summary: 'indexes of all tenants, with --admin-page', tags },
+    schema: {
+      querystring: reposQuery,
+      summary: 'indexes of the tenants that the file of keys names, with --admin-page',
+      tags,
+    },
     handler: async (request) => {
       operator();
       return repos(request, request.query.after, parts);

@@ -317,7 +317,8 @@ async function reach(indexer: IndexerClient, { connectTimeoutMs }: RepoParts, si
       if (late.aborted) {
         throw new ServingError(
           'worker_lost',
-          `the indexer was not reached within ${connectTimeoutMs} ms (--connect-timeout-ms): it does not run, or has another --rpc-secret-file than this gateway`,
+          `the indexer was not reached within ${connectTimeoutMs} ms (--connect-timeout-ms): it does not run, or ` +
+            'has another --rpc-secret-file than this gateway',
         );
       }
       if (ServingError.from(error).code !== 'draining') throw error;

@@ -33,7 +33,8 @@ export const HTTP_SETTINGS = {
   receiveTimeoutMs: milliseconds(1)
     .default(10_000)
     .describe(
-      'time that a client gets to send the headers of a request, again for its body, and again for what is left of it after an early answer, in ms',
+      'time that a client gets to send the headers of a request, again for its body, and again for what is left ' +
+        'of it after an early answer, in ms',
     ),
   slowReaderMs: milliseconds(1)
     .default(30_000)
@@ -41,7 +42,8 @@ export const HTTP_SETTINGS = {
   keepAliveTimeoutMs: milliseconds(1)
     .default(620_000)
     .describe(
-      'time that an idle connection is kept, in ms: longer than the load balancer in front keeps it (Google 600 s); --receive-timeout-ms before a valid key',
+      'time that an idle connection is kept, in ms: longer than the load balancer in front keeps it (Google 600 ' +
+        's); --receive-timeout-ms before a valid key',
     ),
   uploadTimeoutMs: milliseconds(1)
     .default(600_000)

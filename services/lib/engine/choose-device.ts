@@ -119,7 +119,8 @@ function assertConsistent(config: DeviceConfig): void {
   }
   if (provider === 'webgpu' && deviceId > 0) {
     throw refusal(
-      `--device-id ${deviceId} cannot be chosen with --provider webgpu, which takes the GPU that Vulkan lists first: leave it out, and give the process that GPU alone (VK_DRIVER_FILES, or the devices of a container)`,
+      `--device-id ${deviceId} cannot be chosen with --provider webgpu, which takes the GPU that Vulkan lists ` +
+        'first: leave it out, and give the process that GPU alone (VK_DRIVER_FILES, or the devices of a container)',
     );
   }
   const [unused] = provider === 'cpu' ? settingsOfGpus(config) : [];

@@ -59,7 +59,8 @@ export async function assertComputesLongChunks(
   throw new ServingError(
     'out_of_memory',
     `${device} computes a chunk of ${tokens} tokens at the end of a slot of ${capacity} wrong: ${figure}. ` +
-      `Most likely it has no memory left for the results within the run: lower --prefill-chunk-tokens, --slots or --capacity, or stop what else uses the device's memory`,
+      'Most likely it has no memory left for the results within the run: lower --prefill-chunk-tokens, --slots ' +
+      "or --capacity, or stop what else uses the device's memory",
   );
 }
 

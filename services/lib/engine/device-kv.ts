@@ -356,7 +356,8 @@ export class DeviceKv implements EngineKv {
       const need = sizeText(per * this.capacity * this.slots);
       throw new ServingError(
         'out_of_memory',
-        `the KV caches need ${this.slots} slots x ${this.capacity} tokens x ${per} bytes = ${need} on ${this.#device.name}: ${(error as Error).message}; lower --slots or --capacity`,
+        `the KV caches need ${this.slots} slots x ${this.capacity} tokens x ${per} bytes = ${need} on ` +
+          `${this.#device.name}: ${(error as Error).message}; lower --slots or --capacity`,
         { cause: error },
       );
     }
@@ -367,7 +368,8 @@ export class DeviceKv implements EngineKv {
     const rows = rowCount(this.layout);
     if (!block || start < 0 || end < start || end > this.capacity || rowStart < 0 || rowEnd > rows) {
       throw new RangeError(
-        `no slot ${slot}, rows [${rowStart}, ${rowEnd}), positions [${start}, ${end}) in ${this.slots} slots of ${rows} rows and ${this.capacity} positions`,
+        `no slot ${slot}, rows [${rowStart}, ${rowEnd}), positions [${start}, ${end}) in ${this.slots} slots of ` +
+          `${rows} rows and ${this.capacity} positions`,
       );
     }
     return block;

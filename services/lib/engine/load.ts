@@ -191,7 +191,8 @@ class EngineLoader {
     if (!onCpu && capacity < CHECKED_POSITIONS) {
       throw new ServingError(
         'config_invalid',
-        `--capacity ${capacity} is less than the ${CHECKED_POSITIONS} tokens with which a device is checked: raise it, or use --provider cpu`,
+        `--capacity ${capacity} is less than the ${CHECKED_POSITIONS} tokens with which a device is checked: ` +
+          'raise it, or use --provider cpu',
       );
     }
     this.#serve(part);

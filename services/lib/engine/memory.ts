@@ -100,7 +100,10 @@ export function assertReferenceFits({ weights, kv, logits }: EngineMemory, devic
   if (weights + kv + logits <= available) return;
   throw new ServingError(
     'provider_unavailable',
-    `${device} cannot be checked here: it is compared with the CPU, for which the model takes ${sizeText(weights + kv + logits)} of the machine's memory once, and it has ${sizeText(available)}. Let llavacode devices check this bundle on a machine with more, and bring ${kept} from its folder of prepacked weights to that of --prepacked here; or, with weights of fewer bits, use --provider cpu`,
+    `${device} cannot be checked here: it is compared with the CPU, for which the model takes ` +
+      `${sizeText(weights + kv + logits)} of the machine's memory once, and it has ${sizeText(available)}. Let ` +
+      `llavacode devices check this bundle on a machine with more, and bring ${kept} from its folder of prepacked ` +
+      'weights to that of --prepacked here; or, with weights of fewer bits, use --provider cpu',
   );
 }
 
@@ -113,9 +116,12 @@ export function assertFitsDevice(need: EngineMemory, capacity: number, bytes: nu
   if (weights + kv + logits + scratch <= bytes) return;
   throw new ServingError(
     'out_of_memory',
-    `${described(need, capacity)}, the results within a run about ${sizeText(scratch)}; --device-memory ${bytes} is ${sizeText(bytes)}; lower --slots or --capacity, take weights of fewer bits, or raise --device-memory if the device has more`,
+    `${described(need, capacity)}, the results within a run about ${sizeText(scratch)}; --device-memory ${bytes} ` +
+      `is ${sizeText(bytes)}; lower --slots or --capacity, take weights of fewer bits, or raise --device-memory if ` +
+      'the device has more',
   );
 }
 
 const described = ({ weights, kv, slots, perToken, stepRows, logits }: EngineMemory, capacity: number) =>
-  `the weights take ${sizeText(weights)}, the KV pool ${slots} slots x ${capacity} tokens x ${perToken} bytes = ${sizeText(kv)}, logits ${stepRows} slots x ${logits / 4 / stepRows} ids x 4 bytes = ${sizeText(logits)}`;
+  `the weights take ${sizeText(weights)}, the KV pool ${slots} slots x ${capacity} tokens x ${perToken} bytes = ` +
+  `${sizeText(kv)}, logits ${stepRows} slots x ${logits / 4 / stepRows} ids x 4 bytes = ${sizeText(logits)}`;

@@ -139,7 +139,8 @@ function tooLarge(kv: CheckedKv, figures: string, cause?: unknown): ServingError
   const [slots, per] = [lastOf(kv), positionBytes(kv.layout)];
   return new ServingError(
     'out_of_memory',
-    `${figures}. The caches take ${slots} slots x ${kv.capacity} tokens x ${per} bytes = ${sizeText(per * kv.capacity * slots)} beside the weights: ` +
+    `${figures}. The caches take ${slots} slots x ${kv.capacity} tokens x ${per} bytes = ` +
+      `${sizeText(per * kv.capacity * slots)} beside the weights: ` +
       `lower --slots or --capacity, or stop what else uses the device's memory`,
     { cause },
   );
@@ -219,7 +220,8 @@ export async function assertComputesRight(
     if (kl <= limit) return kl; // a number that is not finite is not
     throw refusal(
       device,
-      `${what} have a KL divergence of ${kl.toExponential(1)} from the CPU's, and at most ${limit.toExponential(1)} is right for ${limits.precision}`,
+      `${what} have a KL divergence of ${kl.toExponential(1)} from the CPU's, and at most ` +
+        `${limit.toExponential(1)} is right for ${limits.precision}`,
     );
   };
   const kl = assertNear(`a prompt of ${CHECKED_PROMPT} tokens and a step`, 0, plain, limits.kl);
@@ -230,7 +232,8 @@ export async function assertComputesRight(
   if (!(chunkedKl <= limits.chunkedKl)) {
     throw refusal(
       device,
-      `a prompt of ${CHECKED_PROMPT} tokens in one run has a KL divergence of ${chunkedKl.toExponential(1)} from the same in two, and at most ${limits.chunkedKl.toExponential(1)} is right`,
+      `a prompt of ${CHECKED_PROMPT} tokens in one run has a KL divergence of ${chunkedKl.toExponential(1)} from ` +
+        `the same in two, and at most ${limits.chunkedKl.toExponential(1)} is right`,
     );
   }
   return { kl, chunkedKl };
@@ -240,7 +243,9 @@ export async function assertComputesRight(
 export const refusal = (device: string, figures: string) =>
   new ServingError(
     'provider_unavailable',
-    `${device} computes wrong: ${figures}. Its answers would be wrong too: use --provider cpu, a GPU or provider that passes (llavacode devices tries them), or a newer driver. Only if you have seen this model to be answered right here, raise --check-tolerance`,
+    `${device} computes wrong: ${figures}. Its answers would be wrong too: use --provider cpu, a GPU or provider ` +
+      'that passes (llavacode devices tries them), or a newer driver. Only if you have seen this model to be ' +
+      'answered right here, raise --check-tolerance',
   );
 
 /** Mean over rows of KL(p || q), in nats, of the softmax of two sets of logits `[rows, vocab]`. */

@@ -65,7 +65,8 @@ function assertRows(logits: Float32Array, lengths: Int32Array, reference: Float3
   if (mean <= limit) return; // a number that is not finite fails, too
   throw refusal(
     device,
-    `a decode step of ${lengths.length} rows has a KL divergence of ${mean.toExponential(1)} from the CPU's, and at most ${limit.toExponential(1)} is right for ${limits.precision}`,
+    `a decode step of ${lengths.length} rows has a KL divergence of ${mean.toExponential(1)} from the CPU's, and ` +
+      `at most ${limit.toExponential(1)} is right for ${limits.precision}`,
   );
 }
 

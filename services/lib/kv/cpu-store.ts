@@ -80,7 +80,8 @@ export class CpuKvStore implements KvStore {
     const tensor = this.#tensors[Math.floor(row / kvHeads)];
     if (tensor === undefined || slot < 0 || slot >= this.slots || start < 0 || end > this.capacity) {
       throw new RangeError(
-        `no slot ${slot}, row ${row}, positions [${start}, ${end}) in ${this.slots} slots of ${rowCount(this.layout)} rows and ${this.capacity} positions`,
+        `no slot ${slot}, row ${row}, positions [${start}, ${end}) in ${this.slots} slots of ` +
+          `${rowCount(this.layout)} rows and ${this.capacity} positions`,
       );
     }
     const first = (slot * kvHeads + (row % kvHeads)) * this.capacity;
@@ -94,6 +95,7 @@ function assertFits(layout: KvLayout, slots: number, capacity: number): void {
   if (bytes <= available) return;
   throw new ServingError(
     'out_of_memory',
-    `the KV pool needs ${slots} slots x ${capacity} tokens x ${positionBytes(layout)} bytes = ${sizeText(bytes)}, the machine has ${sizeText(available)}; lower --slots or --capacity`,
+    `the KV pool needs ${slots} slots x ${capacity} tokens x ${positionBytes(layout)} bytes = ` +
+      `${sizeText(bytes)}, the machine has ${sizeText(available)}; lower --slots or --capacity`,
   );
 }

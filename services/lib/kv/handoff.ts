@@ -154,7 +154,8 @@ export class KvReceiver {
     if (!same) {
       throw new ServingError(
         'kv_layout_mismatch',
-        `the KV cache is ${describeLayout(manifest.layout)} of ${manifest.dtype}, this worker takes ${describeLayout(mine)} of ${this.#type}`,
+        `the KV cache is ${describeLayout(manifest.layout)} of ${manifest.dtype}, this worker takes ` +
+          `${describeLayout(mine)} of ${this.#type}`,
       );
     }
     if (manifest.positions >= this.#store.capacity) {
@@ -177,7 +178,9 @@ export class KvReceiver {
     if (!this.#isNext(frame) || frame.data.byteLength !== (frame.rowEnd - frame.rowStart) * rowBytes) {
       throw new ServingError(
         'kv_truncated',
-        `KV frame ${this.#tally.frames} is rows [${frame.rowStart}, ${frame.rowEnd}) of positions [${frame.start}, ${frame.end}) in ${frame.data.byteLength} bytes; expected row ${this.#next.row} from position ${this.#next.start} of ${this.#positions}`,
+        `KV frame ${this.#tally.frames} is rows [${frame.rowStart}, ${frame.rowEnd}) of positions ` +
+          `[${frame.start}, ${frame.end}) in ${frame.data.byteLength} bytes; expected row ${this.#next.row} from ` +
+          `position ${this.#next.start} of ${this.#positions}`,
       );
     }
     const crc = crc32(frame.data);

@@ -88,7 +88,8 @@ export const ERRORS = {
     415,
     'INVALID_ARGUMENT',
     false,
-    'Send JSON in UTF-8 as content-type: application/json (for a repository also application/x-tar, application/gzip, application/zip), with a content-encoding of gzip, deflate, br or none.',
+    'Send JSON in UTF-8 as content-type: application/json (for a repository also application/x-tar, ' +
+      'application/gzip, application/zip), with a content-encoding of gzip, deflate, br or none.',
   ),
   // Waiting, or another worker, can mend these.
   quota_exceeded: kind(

@@ -28,7 +28,8 @@ export function assertGuarded({ host, insecureListen }: Exposure, guarded: boole
   if (guarded || insecureListen || isLoopback(host)) return;
   throw new ServingError(
     'config_invalid',
-    `--host ${host} can be reached from other machines, and anybody there could use this service: set ${remedy}, or --insecure-listen true if the network keeps strangers out`,
+    `--host ${host} can be reached from other machines, and anybody there could use this service: set ${remedy}, ` +
+      'or --insecure-listen true if the network keeps strangers out',
   );
 }
 

@@ -21,6 +21,7 @@ export function assertServes(bundle: Pick<Bundle, 'dir' | 'context'>, retriever:
   if (bundle.context !== undefined || !needsEmbeddings(retriever)) return;
   throw new ServingError(
     'config_invalid',
-    `--retriever ${retriever} compares embeddings, and ${bundle.dir} has no encoder: use jaccard or bm25, or export the model with --projector`,
+    `--retriever ${retriever} compares embeddings, and ${bundle.dir} has no encoder: use jaccard or bm25, or ` +
+      'export the model with --projector',
   );
 }

@@ -135,12 +135,15 @@ export class Timeline {
     return this.between('received', 'first_token');
   }
 
-  /** The whole timeline for a log line: ms since `received` per event, ms per stage. */
+  /**
+   * The whole timeline for a log line: ms since `received` per event, ms per stage. A request that was refused before
+   * its body was read has no such beginning, so its events have no times.
+   */
   toJSON(): Record<string, number> {
-    const start = this.#events.get('received') ?? 0;
+    const start = this.#events.get('received');
     const round = (ms: number) => Math.round(ms * 1000) / 1000;
     return Object.fromEntries([
-      ...[...this.#events].map(([event, at]) => [event, round(at - start)] as const),
+      ...(start === undefined ? [] : [...this.#events].map(([event, at]) => [event, round(at - start)] as const)),
       ...[...this.#stages].map(([stage, seconds]) => [`${stage}_ms`, round(seconds * 1000)] as const),
     ]);
   }

@@ -6,6 +6,8 @@ export const RPC_SETTINGS = {
   rpcKey: file.describe('PEM file of the private key of --rpc-cert'),
   rpcCa: file.describe('PEM file of the private authority that signs these certificates and nothing else'),
   rpcSecretFile: file.describe(
-    'file of the secret that all services of this system share, random and at least 32 characters long (openssl rand -hex 32), not open to all users of the machine (mode 0600, or 0440 with a group of its own); it proves connections where no certificates do, and signs KV handles and the entries of a registry',
+    'file of the secret that all services of this system share, random and at least 32 characters long (openssl ' +
+      'rand -hex 32), not open to all users of the machine (mode 0600, or 0440 with a group of its own); it proves ' +
+      'connections where no certificates do, and signs KV handles and the entries of a registry',
   ),
 };

@@ -303,6 +303,7 @@ function softTokens(vectors: readonly Float32Array[], count: number, start: numb
 const tooLong = ({ capacity, maxTokens }: PromptParts, what: string) =>
   new ServingError(
     'context_length_exceeded',
-    `the prompt is too long: of the ${capacity} tokens that this model holds, max_tokens ${maxTokens} are for the completion, and ${what} does not fit into the rest`,
+    `the prompt is too long: of the ${capacity} tokens that this model holds, max_tokens ${maxTokens} are for ` +
+      `the completion, and ${what} does not fit into the rest`,
     { param: 'prompt' },
   );

@@ -67,6 +67,21 @@ test('a gateway with keys, a store and an indexer passes every case, and keeps n
   expect(await store.repositories('acme')).toEqual([]);
 });
 
+test('a key that has ended is refused at every route but the probes, and a gateway that takes it fails these cases', async () => {
+  const expires = '2026-01-01T00:00:00Z';
+  const entries = [keyEntry('secret', 'acme', { access: 'admin' }), keyEntry('old', 'acme', { expires })];
+  const run = async (nowMs: number) => {
+    const port = await gatewayOn({ keys: await keysOf(entries, () => nowMs) }, 'secret');
+    const { verdicts } = await runAcceptance({ ...target(port, 'secret'), expiredKey: 'old' }, true);
+    return verdicts.filter(({ kind, reason }) => kind === 'ended key' && reason !== 'the run only reads');
+  };
+  const refused = await run(Date.parse(expires));
+  expect(refused.length).toBeGreaterThan(ROUTES.length / 2);
+  expect(failed(refused)).toEqual([]);
+  const taken = await run(Date.parse(expires) - 1);
+  expect(failed(taken)).toHaveLength(taken.length);
+});
+
 test('what a gateway does not offer, and what a key may not do, is named and is no failure', async () => {
   const keys = await keysOf([keyEntry('editor', 'acme', { access: 'complete' })]);
   const port = await gatewayOn({ keys, slotsRoute: false }, 'editor');
@@ -90,7 +105,7 @@ test('a server that answers everything with 200 and nothing fails every case, an
   const passed = result.verdicts.filter(({ outcome }) => outcome === 'passed');
   expect(passed).toEqual([]);
   const report = acceptanceReport(result);
-  expect(report).toContain('| POST /v1/completions | ✘ | ✘ | ✘ | ○ | ○ | ✘ |');
+  expect(report).toContain('| POST /v1/completions | ✘ | ✘ | ✘ | ○ | ○ |  | ✘ |');
   expect(report).toContain('✘ POST /v1/completions, other method: HTTP 200 instead of 405: {}');
 });
 

@@ -157,7 +157,12 @@ test('parameters that are wrong are refused by name', async () => {
   const { app } = await gateway({ store: new MemoryStore() });
   const refusal = async (url: string) => (await app.inject(url)).json().error;
   expect(await refusal('/admin/api/live?events=0')).toMatchObject({ code: 'invalid_request', param: 'events' });
-  expect((await app.inject({ method: 'HEAD', url: '/admin/api/live' })).statusCode).toBe(404);
+  const head = await app.inject({ method: 'HEAD', url: '/admin/api/live' });
+  expect([head.statusCode, head.headers['content-type'], head.body]).toEqual([
+    200,
+    'text/event-stream; charset=utf-8',
+    '',
+  ]);
   expect(await refusal('/admin/api/repos?page=2')).toMatchObject({ code: 'invalid_request', param: 'page' });
   expect(await refusal('/admin/api/left-out?tenant=default')).toMatchObject({ code: 'invalid_request', param: 'repo' });
   expect(await refusal('/admin/api/left-out?tenant=default&repo=../x')).toMatchObject({ code: 'invalid_request' });

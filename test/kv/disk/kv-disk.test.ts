@@ -285,6 +285,13 @@ test('a disk that fails is counted, and left alone after some failures', () =>
     expect(await restoreAll(engine, disk, prompt)).toBe(0);
     expect(await saveAll(engine, disk, promptOf(new Array(600).fill(6)))).toBe(0);
     expect(await countOf(metrics.kvDiskErrors)).toBeGreaterThan(before);
+    // A look at it that succeeds is enough for it to be read again.
+    for (let i = 0; i < 4; i++) await disk.lookAround();
+    await rm(dir);
+    await disk.lookAround();
+    expect(await saveAll(engine, await openDisk(engine, dir), prompt)).toBe(37);
+    await disk.lookAround();
+    expect(await restoreAll(engine, disk, prompt)).toBe(37);
   }));
 
 test('a folder that is deleted while a worker runs is made again, under its old name', () =>

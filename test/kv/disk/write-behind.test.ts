@@ -1,5 +1,6 @@
 /** Which kept prompts are saved to disk, and when. */
-import { readdir } from 'node:fs/promises';
+import { readdir, rm } from 'node:fs/promises';
+import { join } from 'node:path';
 import { expect, test, vi } from 'vitest';
 import type { KvDisk } from '../../../services/lib/kv/disk/kv-disk.ts';
 import { WriteBehind } from '../../../services/lib/kv/disk/write-behind.ts';
@@ -23,6 +24,8 @@ const unsaved = async () => (await metrics.kvDiskUnsaved.get()).values[0]?.value
 /** An engine's slots, kept prompts, and what saves them. */
 interface Worker {
   readonly engine: FakeEngine;
+  /** The folder on disk. */
+  readonly dir: string;
   readonly prefixes: PrefixCache;
   readonly disk: KvDisk;
   readonly behind: WriteBehind;
@@ -47,7 +50,7 @@ const withWorker = (slots: number, use: (worker: Worker) => Promise<void>, optio
     };
     const saved = (ids: readonly number[], tenant = '') => disk.savedBlocks(chainOf(promptOf(ids), tenant));
     try {
-      await use({ engine, prefixes, disk, behind, keep, saved });
+      await use({ engine, dir, prefixes, disk, behind, keep, saved });
     } finally {
       await behind.stop(AbortSignal.abort());
     }
@@ -87,6 +90,18 @@ test('while somebody types, whole extents that the typing does not change are sa
       return saved(typed(0)) === 32;
     }, WAIT);
     expect(saved(typed(0))).toBe(32);
+  }));
+
+test('prompts that are kept are saved again when somebody has deleted the folder, or all that is in it', () =>
+  withWorker(2, async ({ behind, dir, keep }) => {
+    const extents = async () => (await readdir(dir).catch(() => [])).filter((name) => name.endsWith('.kv')).length;
+    behind.start();
+    keep(count(300));
+    await vi.waitUntil(async () => (await extents()) > 0, WAIT);
+    await rm(dir, { recursive: true });
+    await vi.waitUntil(async () => (await extents()) > 0, WAIT);
+    for (const name of await readdir(dir)) await rm(join(dir, name), { force: true });
+    await vi.waitUntil(async () => (await extents()) > 0, WAIT);
   }));
 
 test('where no slot is free, the prompt that is the next to go is saved before it is needed', () =>

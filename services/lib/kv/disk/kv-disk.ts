@@ -79,6 +79,11 @@ export class KvDisk {
     return this.#folder.id;
   }
 
+  /** Another one after the folder was deleted and made again: what was saved is gone then. */
+  get folderMade(): string {
+    return this.#folder.made;
+  }
+
   /** The number n of blocks [0, n) of a prompt that lie on disk. */
   savedBlocks(chain: PromptChain): number {
     return this.#find(chain, 0, chain.length).blocks;

@@ -80,6 +80,7 @@ export class KvFolder {
   readonly #unusable = new Map<string, number>();
   #bytes = 0;
   #files = 0;
+  #made = '';
 
   private constructor(dir: string, id: string, form: ExtentForm, maxBytes: number, log: Logger) {
     this.dir = dir;
@@ -113,6 +114,11 @@ export class KvFolder {
   /** Bytes of the extents in the folder, as far as this worker knows. */
   get bytes(): number {
     return this.#bytes;
+  }
+
+  /** Tells a folder from one that was deleted, or emptied, and made again under the same name. */
+  get made(): string {
+    return this.#made;
   }
 
   /** The newest extent of this form with a block. @param hash of the block. */
@@ -165,6 +171,8 @@ export class KvFolder {
       const names = await readdir(this.dir);
       // Workers that share the folder have its name, so that whoever is first gives it back.
       if (!names.includes(ID_FILE)) await readId(this.dir, this.id);
+      const { ino, mtimeMs } = await lstat(join(this.dir, ID_FILE)); // its name is written once
+      this.#made = `${ino} ${mtimeMs}`;
       return names;
     } catch (error) {
       for (const { files } of this.#tenants.values()) for (const file of files.values()) this.#forget(file);

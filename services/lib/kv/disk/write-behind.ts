@@ -8,7 +8,8 @@
  *   needed; if it goes nevertheless before it is saved, that is counted;
  * - when the worker drains.
  *
- * Each prompt is saved once: a folder that is smaller than the slots together must not be written to for ever.
+ * Each prompt is saved once: a folder that is smaller than the slots together must not be written to for ever. Only
+ * when somebody has deleted the folder, all are saved again.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { repeatUntilAborted } from '../../async/repeat.ts';
@@ -37,8 +38,9 @@ export class WriteBehind {
   readonly #prefixes: PrefixCache;
   readonly #disk: KvDisk;
   readonly #log: Logger;
-  /** Blocks of each prompt that were on disk once. */
-  readonly #saved = new WeakMap<CachedPrompt, number>();
+  /** Blocks of each prompt that were on disk once, in the folder `#folderMade`. */
+  #saved = new WeakMap<CachedPrompt, number>();
+  #folderMade: string;
   readonly #stop = new AbortController();
   #running: Promise<void> = Promise.resolve();
   #lookedAroundMs = performance.now();
@@ -47,6 +49,7 @@ export class WriteBehind {
     this.#pool = pool;
     this.#prefixes = prefixes;
     this.#disk = disk;
+    this.#folderMade = disk.folderMade;
     this.#log = log;
     prefixes.onEvicted((prompt) => {
       if (disk.savedBlocks(prompt.chain) < prompt.chain.length) metrics.kvDiskUnsaved.inc();
@@ -89,6 +92,10 @@ export class WriteBehind {
     if (nowMs - this.#lookedAroundMs >= LOOK_AROUND_MS) {
       this.#lookedAroundMs = nowMs;
       await this.#disk.lookAround();
+      if (this.#disk.folderMade !== this.#folderMade) {
+        this.#folderMade = this.#disk.folderMade;
+        this.#saved = new WeakMap();
+      }
     }
     const next = this.#isFull() ? this.#prefixes.nextToGo : undefined;
     const prompts = [...this.#prefixes.prompts].sort((a, b) => a.lastUsed - b.lastUsed);

@@ -120,7 +120,8 @@ type Named = Pick<Manifest, 'name' | 'precision'>;
  */
 export const deviceLack = ({ name, precision }: Named, kind: DeviceKind): string | undefined =>
   kind === 'cuda' && floatsOf({ precision }) !== 'float16'
-    ? `${name} has precision ${precision}, and CUDA computes attention in 16 bits only: export it with one of --precision ${EVERYWHERE.join(', ')}, or use --provider webgpu or cpu`
+    ? `${name} has precision ${precision}, and CUDA computes attention in 16 bits only: export it with one of ` +
+      `--precision ${EVERYWHERE.join(', ')}, or use --provider webgpu or cpu`
     : undefined;
 
 /** @throws ServingError config_invalid for a bundle that this kind of device cannot compute whole. */
@@ -152,7 +153,8 @@ export interface Bundle {
 /** Says to people what a bundle cannot do for want of encoder and projector; undefined if it has both. */
 export const contextLack = ({ context }: Pick<Manifest, 'context'>): string | undefined =>
   context === undefined
-    ? 'no encoder and projector: compressed context is off; repository context works as text, searched with jaccard or bm25. For compressed context train a projector and export the model with --projector'
+    ? 'no encoder and projector: compressed context is off; repository context works as text, searched with ' +
+      'jaccard or bm25. For compressed context train a projector and export the model with --projector'
     : undefined;
 
 /** Soft tokens of one chunk, as a bundle with encoder and projector makes them. */

@@ -45,7 +45,8 @@ export function weightFormats(precision: Precision, layers: number, chosen?: num
   if (floats === 'float16' && !CUDA_BLOCKS.includes(block)) {
     throw new ServingError(
       'config_invalid',
-      `block ${block} is not one of ${CUDA_BLOCKS.join(', ')}, which CUDA's kernels for decode steps take: use one of these with --precision ${precision}`,
+      `block ${block} is not one of ${CUDA_BLOCKS.join(', ')}, which CUDA's kernels for decode steps take: use ` +
+        `one of these with --precision ${precision}`,
     );
   }
   const eight = { bits: 8, block } as const;

@@ -118,7 +118,8 @@ export function assertProjectorFits(
   if (widths[0] === encoderDim && widths.at(-1) === hidden) return;
   throw invalid(
     source,
-    `projects [n, ${widths[0]}] to [n, ${widths.at(-1)}], but the encoder gives [n, ${encoderDim}] and the language model takes [n, ${hidden}]`,
+    `projects [n, ${widths[0]}] to [n, ${widths.at(-1)}], but the encoder gives [n, ${encoderDim}] and the ` +
+      `language model takes [n, ${hidden}]`,
   );
 }
 

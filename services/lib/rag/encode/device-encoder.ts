@@ -115,7 +115,9 @@ async function assertEncodesRight(
       if (off <= LARGEST_DISTANCE) continue; // a number that is not finite fails, too
       throw new ServingError(
         'provider_unavailable',
-        `${device} computes wrong: the vector of a text is off the CPU's by ${off.toPrecision(2)} of its length, and at most ${LARGEST_DISTANCE} is right. Update its driver, choose another device, or use --provider cpu`,
+        `${device} computes wrong: the vector of a text is off the CPU's by ${off.toPrecision(2)} of its length, ` +
+          `and at most ${LARGEST_DISTANCE} is right. Update its driver, choose another device, or use --provider ` +
+          'cpu',
       );
     }
   } finally {
