@@ -7,6 +7,7 @@ import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { bearer, sendRequest } from '../../services/http-call.ts';
+import { IDLE } from '../../services/lib/process/priority.ts';
 import { decodeNice, type Flags, type Role, ServiceProcess, WORKERS_NICE } from '../../services/supervisor.ts';
 import { type Tenant, writeKeys } from '../system/tenants.ts';
 import type { DrillsOptions } from './command.ts';
@@ -138,7 +139,7 @@ export class Fleet {
       const indexing = add('indexer', 0, index);
       // It steps back further: what it does may take as long as it likes.
       const { candidate, reembedShare = 100 } = options;
-      const beside = candidate && add('indexer', 1, { ...index, model: candidate, nice: 19, reembedShare });
+      const beside = candidate && add('indexer', 1, { ...index, model: candidate, nice: IDLE, reembedShare });
       const prefill = colocated
         ? pool('colocated', { ...common, ...prefillOnly, ...sequences })
         : pool('prefill', { ...common, ...prefillOnly, ...prefillSlots });

@@ -137,18 +137,14 @@ async function timed(scene: Scene): Promise<string> {
  * @throws ServingError internal if p99 has certainly risen by more than {@link MOST}.
  */
 export function verdict(rounds: readonly Round[], encodingMs: number): string {
-  const rise = (of: readonly Round[]) => {
-    const p99 = (side: keyof Round) =>
-      quantile(
-        of.flatMap((round) => round[side]),
-        0.99,
-      );
-    return p99('busyMs') / p99('calmMs') - 1;
-  };
+  const [busy, calm] = [p99Of(rounds, 'busyMs'), p99Of(rounds, 'calmMs')];
+  const rise = (times: readonly number[]) => busy(times) / calm(times) - 1;
   const random = new RandomStream(1);
-  const resampled = Array.from({ length: RESAMPLES }, () =>
-    rise(rounds.map(() => rounds[random.below(rounds.length)]!)),
-  );
+  const resampled = Array.from({ length: RESAMPLES }, () => {
+    const times = rounds.map(() => 0);
+    for (let i = 0; i < rounds.length; i++) times[random.below(rounds.length)]!++;
+    return rise(times);
+  });
   const [low, high] = [quantile(resampled, OUTSIDE), quantile(resampled, 1 - OUTSIDE)];
   const all = (side: keyof Round, q: number) =>
     quantile(
@@ -159,10 +155,31 @@ export function verdict(rounds: readonly Round[], encodingMs: number): string {
   const said =
     `${CHUNKS} chunks encoded in ${(encodingMs / 1000).toFixed(0)} s, in ${REEMBED_SHARE} % of the time; TTFT of ${rounds.flatMap(({ busyMs }) => busyMs).length} ` +
     `requests meanwhile p50 ${all('busyMs', 0.5)}, p99 ${all('busyMs', 0.99)} ms, and of as many without p50 ` +
-    `${all('calmMs', 0.5)}, p99 ${all('calmMs', 0.99)} ms: p99 rose by ${percent(rise(rounds))} ` +
+    `${all('calmMs', 0.5)}, p99 ${all('calmMs', 0.99)} ms: p99 rose by ${percent(rise(rounds.map(() => 1)))} ` +
     `(interval ${percent(low)} to ${percent(high)})`;
   if (low > MOST) throw new ServingError('internal', `${said}, more than ${percent(MOST)}`);
   return high <= MOST ? said : `${said}; not decided by this run`;
+}
+
+/**
+ * @returns p99 as `quantile` gives it, where every round is there as often as said. It looks at the longest times alone:
+ * links of the system that still serves run in this process, and must not wait until all is sorted 4,000 times.
+ */
+function p99Of(rounds: readonly Round[], side: keyof Round): (times: readonly number[]) => number {
+  const longest = rounds.flatMap((each, round) => each[side].map((ms) => ({ ms, round }))).sort((a, b) => b.ms - a.ms);
+  return (times) => {
+    const total = rounds.reduce((sum, each, round) => sum + each[side].length * times[round]!, 0);
+    const position = (total - 1) * 0.01;
+    const rank = Math.floor(position);
+    let seen = 0;
+    let high: number | undefined;
+    for (const { ms, round } of longest) {
+      seen += times[round]!;
+      if (seen > rank) high ??= ms;
+      if (high !== undefined && seen > rank + 1) return high + (ms - high) * (position - rank);
+    }
+    return high ?? Number.NaN;
+  };
 }
 
 export const REEMBEDDING_DRILLS: readonly Drill[] = [

@@ -1,5 +1,6 @@
 /** The settings of a service behind the gateway: where it listens, how it is found, how it proves who it is. */
 import { z } from 'zod';
+import { IDLE } from '../process/priority.ts';
 import { address, whole } from '../process/setting-types.ts';
 import { PROCESS_SETTINGS } from '../process/settings.ts';
 import { isRedisUrl } from '../redis/url.ts';
@@ -16,12 +17,13 @@ export const RPC_SERVICE_SETTINGS = {
   metricsPort: whole(0, 65535)
     .default(0)
     .describe("port of a worker's /metrics, /livez and /readyz; 0 takes a free one"),
-  nice: whole(0, 19)
+  nice: whole(0, IDLE)
     .default(0)
     .describe(
       'how far the process steps back behind others of the machine, 0 to 19, as `nice` does: llavacode up takes 5, ' +
         'so that its gateway is heard at once while workers compute, and 5 more for decode workers (unless it is 0), ' +
-        'so that first tokens do not wait for decoding',
+        'so that first tokens do not wait for decoding; 20 leaves it the CPU that nobody else wants, by `chrt --idle` ' +
+        'on Linux, and is 19 elsewhere',
     ),
   ...RPC_SETTINGS,
 };
