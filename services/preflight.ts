@@ -12,7 +12,6 @@ import { ServingError } from './lib/process/errors.ts';
 import { atPath, makeFolder } from './lib/process/os-errors.ts';
 import { narrowedInWords, narrowWithin } from './lib/process/private-files.ts';
 import { DEFAULT_TENANT } from './lib/rag/store/repo-key.ts';
-import { RedisConnection } from './lib/redis/connection.ts';
 import { isRedisUrl } from './lib/redis/url.ts';
 
 export interface Places {
@@ -116,6 +115,7 @@ async function assertFree(host: string, port: number): Promise<void> {
 
 /** @throws ServingError store_unavailable */
 async function assertAnswers(store: string): Promise<void> {
+  const { RedisConnection } = await import('./lib/redis/connection.ts');
   const redis = new RedisConnection(store);
   try {
     await redis.run((client) => client.ping());

@@ -7,6 +7,7 @@ import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { bearer, sendRequest } from '../../services/http-call.ts';
+import { LAG_RESOLUTION_MS } from '../../services/lib/process/loop-lag.ts';
 import { IDLE } from '../../services/lib/process/priority.ts';
 import { decodeNice, type Flags, type Role, ServiceProcess, WORKERS_NICE } from '../../services/supervisor.ts';
 import { type Tenant, writeKeys } from '../system/tenants.ts';
@@ -55,9 +56,6 @@ export interface Member {
   /** The port of its namespace; undefined for a process on this machine. */
   readonly port: Port | undefined;
 }
-
-/** Interval at which Node samples the delay of the event loop, which it counts as a part of it, in ms. */
-const LAG_RESOLUTION_MS = 10;
 
 /** Figures that a process gives on /metrics. */
 export interface Vitals {

@@ -22,6 +22,7 @@ export const ENGINE_COMMAND = {
       text,
       '',
     ),
+    verifyRuns: flag('then open verify runs too, and measure their time and memory'),
     seed: option('<n>', 'seed of the order of cells', count, 1),
     against: optional(
       '<dir>',

@@ -41,7 +41,10 @@ export async function measureEngine(
       }
     }
     const cells = plan.map((cell, i) => summarise(cell, samples[i]!));
-    return { loadMs: subject.loadMs, memory: { loaded, after: await memoryOf() }, cells };
+    const after = await memoryOf();
+    const runMs = options.verifyRuns ? await subject.verifyRuns() : undefined;
+    const verify = runMs && { runMs, memory: await memoryOf() };
+    return { loadMs: subject.loadMs, memory: { loaded, after }, verify, cells };
   } finally {
     subject.dispose();
   }

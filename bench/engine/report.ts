@@ -14,7 +14,7 @@ export const ENGINE: Bench<EngineResult> = {
     interval: DEFINITIONS.interval,
     'tokens/s': '1000 × tokens of the cell (prompt tokens, or sequences of the step) / median ms',
     load: 'ms until the model is loaded and has run once',
-    resident: 'MiB in memory, with shared pages counted in full',
+    resident: 'MiB in memory, with shared pages counted in full, once for each place where they are mapped',
     proportional: 'MiB in memory, with each shared page divided by the number of processes that share it',
     anonymous: 'MiB in memory that no file backs: a second process of the same model needs them again',
   },
@@ -28,7 +28,7 @@ export const ENGINE: Bench<EngineResult> = {
   },
 };
 
-function reportEngine({ loadMs, memory, cells }: EngineResult): Report {
+function reportEngine({ loadMs, memory, verify, cells }: EngineResult): Report {
   const rows = cells.map((cell) => [
     nameOf(cell),
     figure(cell.medianMs),
@@ -40,11 +40,21 @@ function reportEngine({ loadMs, memory, cells }: EngineResult): Report {
     table(['cell', 'ms, median', '95 % interval', 'tokens/s'], rows),
     table(
       ['memory, MiB', 'resident', 'proportional', 'anonymous'],
-      [held('loaded', memory.loaded), held('after', memory.after)],
+      [
+        held('loaded', memory.loaded),
+        held('after', memory.after),
+        ...(verify ? [held('with verify runs', verify.memory)] : []),
+      ],
     ),
+    ...(verify ? [verifySentence(verify.runMs)] : []),
     `The model was loaded and warm after ${figure(loadMs)} ms.`,
   ];
   return { markdown: sections.join('\n\n'), charts: [] };
+}
+
+function verifySentence(runMs: NonNullable<EngineResult['verify']>['runMs']): string {
+  const each = runMs.map(([tokens, ms]) => `${tokens} in ${figure(ms)}`);
+  return `Tokens that one run gives, and ms: ${each.join(', ')}.`;
 }
 
 export const ENGINE_AGAINST: Bench<AgainstResult> = {

@@ -28,6 +28,13 @@ export type EngineCell = (PrefillCell | DecodeCell) & {
 export interface EngineResult {
   readonly loadMs: number;
   readonly memory: { readonly loaded: ProcessMemory; readonly after: ProcessMemory };
+  /** With `--verify-runs`. */
+  readonly verify?: {
+    /** Time of a run, in ms, by its tokens; 1 stands for a decode step. */
+    readonly runMs: readonly (readonly [tokens: number, ms: number])[];
+    /** Once they are open. */
+    readonly memory: ProcessMemory;
+  };
   readonly cells: readonly EngineCell[];
 }
 

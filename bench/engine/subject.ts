@@ -40,7 +40,16 @@ export class EngineSubject {
   /** For each slot, the number of its first positions that hold the KV of {@link promptIds}. */
   readonly #filled: number[];
 
-  private constructor(prompts: DecoderSession, steps: DecoderSession, loadMs: number) {
+  /** Opens the verify runs of {@link #steps}. */
+  readonly #openVerifier: () => Promise<string | undefined>;
+
+  private constructor(
+    prompts: DecoderSession,
+    steps: DecoderSession,
+    loadMs: number,
+    openVerifier: () => Promise<string | undefined> = async () => 'none are opened here',
+  ) {
+    this.#openVerifier = openVerifier;
     this.#prompts = prompts;
     this.#steps = steps;
     this.loadMs = loadMs;
@@ -74,7 +83,20 @@ export class EngineSubject {
     const prompts = prefill === llm ? steps : await DecoderSession.load(prefill, shape, pool, settings);
     await prompts.chunk({ slot: 0, past: 0, ids: Int32Array.of(0, 0), soft: NO_SOFT_TOKENS, logitRows: [1] });
     await steps.step(Int32Array.of(0), Int32Array.of(2));
-    return new EngineSubject(prompts, steps, performance.now() - startMs);
+    const loadMs = performance.now() - startMs;
+    return new EngineSubject(prompts, steps, loadMs, () => steps.openVerifier(llm, settings));
+  }
+
+  /**
+   * Opens verify runs.
+   * @returns time of a run in ms, by its tokens.
+   * @throws Error where there are none: with the reason.
+   */
+  async verifyRuns(): Promise<readonly (readonly [tokens: number, ms: number])[]> {
+    const why = await this.#openVerifier();
+    const { verifier } = this.#steps;
+    if (verifier === undefined) throw new Error(`--verify-runs: ${why}`);
+    return verifier.rows.map((rows) => [rows, verifier.costMs(rows)]);
   }
 
   /** Computes a prompt of `tokens` up to its first token. @returns the duration in ms. */

@@ -66,9 +66,9 @@ async function repository(name: string, root: string, wanted: RegExp): Promise<R
     .map((entry) => relative(root, join(entry.parentPath, entry.name)))
     .filter((path) => wanted.test(path))
     .sort();
-  const files = await Promise.all(
-    paths.map(async (path) => ({ path, text: await readFile(join(root, path), 'utf8') })),
-  );
+  const files: { readonly path: string; readonly text: string }[] = [];
+  // One after the other: together they would exceed the open files that a process may have.
+  for (const path of paths) files.push({ path, text: await readFile(join(root, path), 'utf8') });
   const kept = files.filter(({ text }) => text.length <= MAX_FILE_BYTES);
   return { name, files: kept, chunks: kept.flatMap(({ path, text }) => chunkFile(path, text, CHUNKING)) };
 }

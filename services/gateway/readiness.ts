@@ -16,7 +16,10 @@ export interface ReadinessOptions {
   readonly log: Logger;
 }
 
+/** Pause between two checks while a generation is still to succeed, in ms. */
 const CHECK_EVERY_MS = 200;
+/** And afterwards, when a check only asks whether workers were lost. */
+const LOOK_EVERY_MS = 1_000;
 
 export class Readiness {
   readonly #options: ReadinessOptions;
@@ -57,11 +60,11 @@ export class Readiness {
     }
   }
 
-  /** Checks every {@link CHECK_EVERY_MS} until `closing` is aborted. */
+  /** Checks again and again until `closing` is aborted. */
   async watch(closing: AbortSignal): Promise<void> {
     await repeatUntilAborted(closing, async () => {
       await this.check();
-      return CHECK_EVERY_MS;
+      return this.#proven ? LOOK_EVERY_MS : CHECK_EVERY_MS;
     });
   }
 }

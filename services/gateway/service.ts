@@ -26,12 +26,15 @@ export async function startGateway(config: GatewayConfig, parts: GatewayParts): 
   const { app, pool, inflight, readiness, rollout, workersListed, closing } = composeGateway(config, parts);
   const { host, port, drainTimeoutMs } = config;
   const { log } = parts;
-  const discover = (role: WorkerRole, list: readonly string[]) => {
+  const discover = async (role: WorkerRole, list: readonly string[]) => {
     const roleLog = log.child({ role });
     const onAddresses = (listed: readonly string[], lapsed: readonly string[]) => workersListed(role, listed, lapsed);
-    return watchAddresses(sourcesOf(list, role, parts.secret, roleLog), onAddresses, roleLog);
+    return watchAddresses(await sourcesOf(list, role, parts.secret, roleLog), onAddresses, roleLog);
   };
-  const discoveries = [discover('prefill', config.prefillWorkers), discover('decode', config.decodeWorkers)];
+  const discoveries = await Promise.all([
+    discover('prefill', config.prefillWorkers),
+    discover('decode', config.decodeWorkers),
+  ]);
   const closeWorkers = () => {
     for (const discovery of discoveries) discovery.close();
     pool.close();

@@ -62,6 +62,19 @@ test('the logits of every slot count as memory too', async () => {
   session.dispose();
 });
 
+test('verify runs count as memory where a worker decodes with them', async () => {
+  const [slots, capacity] = [2, 64];
+  const { weights, kv, logits, verify } = engineMemory(manifest, 'llm', slots, capacity, { verified: true });
+  expect(verify).toBeGreaterThan((2 + 3 + 4 + 8) * manifest.llm.spec.vocab * 4);
+  machine.bytes = weights + kv + logits + verify - 1;
+  await expect(load({ slots, capacity, speculation: 'auto' })).rejects.toMatchObject({
+    code: 'out_of_memory',
+    message: expect.stringMatching(/verify runs about .*set --speculation off/),
+  });
+  const { session } = await load({ slots, capacity });
+  session.dispose();
+});
+
 test('--device-memory must also hold the results of the longest chunk, whatever --prefill-chunk-tokens says', async () => {
   const [slots, capacity, tokens] = [2, 256, 200];
   const { spec } = manifest.llm;

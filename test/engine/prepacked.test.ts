@@ -110,6 +110,30 @@ describe.each<[name: string, layers: LayerFormats, vocabulary: TableFormat]>([
   });
 });
 
+test('all weights of a page and more are mapped, at offsets from which the kernels can read them', async () => {
+  const graph = await decoder('mapped', INT4, INT4);
+  const model = await prepackedGraph(graph, await cache('mapped'));
+  const places = await placesOf(model);
+  const { size } = await stat(join(model, '../model.bin'));
+  expect(places.length).toBeGreaterThan(2 * 7 * spec.layers); // seven matrices of a layer: as they were, and packed
+  expect(places.filter(({ offset }) => offset % 64 !== 0)).toEqual([]);
+  expect(Math.max(...places.map(({ end }) => end))).toBeLessThanOrEqual(size);
+  const ordered = places.toSorted((a, b) => a.offset - b.offset);
+  expect(ordered.slice(1).filter(({ offset }, i) => offset < ordered[i]!.end)).toEqual([]);
+  expect((await stat(model)).size).toBeLessThan(100 * 1024); // of the weights it has only those below a page
+});
+
+/** Where the weights of a graph's file lie, those in packed form too. */
+async function placesOf(model: string): Promise<{ readonly offset: number; readonly end: number }[]> {
+  const text = await readFile(model, 'latin1');
+  const plain = text.matchAll(/offset\D{2}(\d+)[\s\S]*?length\D{2}(\d+)/g);
+  const packed = text.matchAll(/(\d+);(\d+);\d+/g);
+  return [...plain, ...packed].map(([, offset, length]) => ({
+    offset: Number(offset),
+    end: Number(offset) + Number(length),
+  }));
+}
+
 describe('the folder', () => {
   let graph: string;
   beforeAll(async () => {

@@ -51,10 +51,30 @@ const bits = (values: Float32Array) => Buffer.from(new Uint8Array(values.buffer,
 const some = (count: number, seed: number) =>
   Int32Array.from({ length: count }, (_, i) => ((i + 1) * 7919 * seed) % 4000);
 
+/** Whether this CPU's kernels compute a row of a step beside another as they do alone. */
+async function rowsAreAlike(session: DecoderSession): Promise<boolean> {
+  const [ids, lengths] = [Int32Array.of(77, 77), Int32Array.of(0, 0)];
+  const alone = bits(await session.step(ids.subarray(1), lengths.subarray(1)));
+  return bits((await session.step(ids, lengths)).subarray(session.vocabSize)).equals(alone);
+}
+
+test.each(['fp32', 'int8', 'int4'] as const)(
+  '%s: there are verify runs where a row is computed as alone',
+  async (precision) => {
+    const { session, why } = await open(precision);
+    const alike = await rowsAreAlike(session);
+    expect(why).toBe(alike ? undefined : 'this CPU computes several rows in another way than one');
+    expect(session.verifier === undefined).toBe(!alike);
+  },
+);
+
+/** On some CPUs (Sapphire Rapids) those for 8-bit weights compute one row in another way than several. */
+const expectOtherKernels = (precision: Precision) => expect(precision).toBe('int8');
+
 describe.each(['fp32', 'int8'] as const)('%s', (precision) => {
   test('logits and KV are those of steps, and a rejected row leaves nothing that is read', async () => {
     const { session, memory, why } = await open(precision);
-    expect(why).toBeUndefined();
+    if (why !== undefined) return expectOtherKernels(precision);
     expect(session.rows).toEqual([1, 2, 3, 4, 8]);
     const prompt = some(60, 1);
     for (const slot of [0, 1, 2]) {
@@ -79,7 +99,8 @@ describe.each(['fp32', 'int8'] as const)('%s', (precision) => {
   });
 
   test('a step beside others gives the same bits, so a sequence may change between both', async () => {
-    const { session } = await open(precision);
+    const { session, why } = await open(precision);
+    if (why !== undefined) return expectOtherKernels(precision);
     for (const slot of [0, 1]) {
       await session.chunk({ slot, past: 0, ids: some(20, 3), soft: NO_SOFT_TOKENS, logitRows: [19] });
     }

@@ -21,10 +21,6 @@ test('a registry lists workers by role, and forgets those that do not renew', as
   expect(await registry.list('prefill')).toEqual(['a:1']);
 });
 
-test('a worker without a registry registers nowhere', async () => {
-  await stayRegistered('', ['prefill'], 'a:1', keepingLog([]))();
-});
-
 test('a registry with a secret lists workers that know it, and nothing else that is written there', async () => {
   const redis = await startRedis();
   onTestFinished(() => redis.stop());

@@ -8,8 +8,10 @@ import type { WarmableRetrieval } from '../../lib/rag/search/retrieval.ts';
 import type { Store } from '../../lib/rag/store/store.ts';
 
 /**
- * Shortest pause between two looks for new repositories, in ms. A pause is also at least {@link LOOK_SHARE} times as
- * long as the look before it, so that a slow store is asked less often.
+ * Shortest pause between two looks for new repositories, in ms: a look at each of ten tenants in
+ * {@link VERSION_EVERY_MS}. With fewer tenants each is looked at that often, because looks are most of what an idle
+ * gateway does. A pause is also at least {@link LOOK_SHARE} times as long as the look before it, so that a slow store
+ * is asked less often.
  */
 const LOOK_EVERY_MS = 100;
 const LOOK_SHARE = 20;
@@ -42,6 +44,6 @@ export async function keepIndexesWarm(
       await retrieval.warm(repo).catch(() => {}); // the next query of the repository reports the failure
       warmedMs.set(repo, performance.now());
     }
-    return Math.max(LOOK_EVERY_MS, LOOK_SHARE * tookMs);
+    return Math.max(LOOK_EVERY_MS, VERSION_EVERY_MS / tenants.length, LOOK_SHARE * tookMs);
   });
 }

@@ -185,7 +185,8 @@ class EngineLoader {
     // A device that computes both has one more slot, in which prompts are computed.
     const kvSlots = slots + (this.#work === 'both' && !onCpu ? 1 : 0);
     const stepRows = this.#work === 'prefill' ? 1 : kvSlots;
-    const need = engineMemory(manifest, part, kvSlots, capacity, { tokens: this.#runTokens, stepRows });
+    const runs = { tokens: this.#runTokens, stepRows, verified: onCpu && this.#verifies };
+    const need = engineMemory(manifest, part, kvSlots, capacity, runs);
     if (onCpu) assertFitsMachine(need, capacity);
     else if (deviceMemory !== undefined) assertFitsDevice(need, capacity, deviceMemory);
     if (!onCpu && capacity < CHECKED_POSITIONS) {
@@ -209,8 +210,7 @@ class EngineLoader {
       const check = device.kind === 'cpu' ? undefined : await this.#check(engine.session, device);
       const warm = warmUp(engine.session, check !== undefined);
       await (device.kind === 'cpu' ? warm : device.health.unlessLost(warm));
-      if (this.#config.speculation === 'auto' && this.#work !== 'prefill')
-        await this.#openVerifier(engine.session, kept);
+      if (this.#verifies) await this.#openVerifier(engine.session, kept);
       return { engine, device, check };
     } catch (error) {
       // Freeing would wait for a run that hangs.
@@ -219,6 +219,11 @@ class EngineLoader {
       else await freed;
       throw error;
     }
+  }
+
+  /** Whether it is to have verify runs, where it can. */
+  get #verifies(): boolean {
+    return this.#config.speculation === 'auto' && this.#work !== 'prefill';
   }
 
   /** Tokens of the longest run: a step of all slots, or a chunk, which takes a last token of a prompt along. */

@@ -2,6 +2,7 @@
 import { positionBytes } from '../kv/layout.ts';
 import { floatsOf, type Manifest } from '../model/bundle/bundle.ts';
 import type { DecoderSpec } from '../model/checkpoint/spec.ts';
+import { VERIFIED_ROWS } from '../model/graph/row-graph.ts';
 import { ServingError } from '../process/errors.ts';
 import { machineMemory, sizeText } from '../process/memory.ts';
 
@@ -11,6 +12,12 @@ export const DEFAULT_CHUNK_TOKENS = 512;
 /** How CUDA writes out a large matrix: see writtenMatrix. */
 const WRITTEN_BYTES = 256 * 2 ** 20;
 const WRITTEN_ROWS = 32_768;
+
+/**
+ * Bytes that the session of a verify run has of its own for one layer and one row, beside the weights, which it maps as
+ * the decoder's session does. Four sessions of 24 layers (0.5B), with 17 rows together, took 26 MiB without logits.
+ */
+const VERIFY_ROW_BYTES = 64 * 2 ** 10;
 
 export interface EngineMemory {
   /** Bytes of the weights' files. */
@@ -23,6 +30,8 @@ export interface EngineMemory {
   readonly stepRows: number;
   /** Bytes of the logits of the largest step. */
   readonly logits: number;
+  /** Bytes of the sessions of verify runs, their logits included; 0 without them. */
+  readonly verify: number;
   /**
    * Bytes of the intermediate results of a run on a device, and of a matrix that it writes out. Those of the CPU come
    * from what the process has anyway.
@@ -34,19 +43,20 @@ export interface EngineMemory {
  * @param part the part of the bundle whose weights are loaded.
  * @param slots KV slots, the staging slot of a device included.
  * @param runs tokens of the largest run, whose intermediate results must fit, and rows of the largest step, whose
- *   logits must.
+ *   logits must; and whether there are verify runs.
  */
 export function engineMemory(
   manifest: Pick<Manifest, 'llm' | 'prefill' | 'precision'>,
   part: 'llm' | 'prefill',
   slots: number,
   capacity: number,
-  runs: { readonly tokens?: number; readonly stepRows?: number } = {},
+  runs: { readonly tokens?: number; readonly stepRows?: number; readonly verified?: boolean } = {},
 ): EngineMemory {
   const { llm, prefill } = manifest;
   const files = part === 'prefill' ? (prefill ?? llm).files : llm.files;
   const { spec } = llm;
-  const { tokens = DEFAULT_CHUNK_TOKENS, stepRows = slots } = runs;
+  const { tokens = DEFAULT_CHUNK_TOKENS, stepRows = slots, verified = false } = runs;
+  const verifiedRows = verified ? VERIFIED_ROWS.reduce((sum, rows) => sum + rows, 0) : 0;
   const floats = floatsOf(manifest);
   const perToken = positionBytes({ ...spec, floats });
   // CUDA computes 16 bits only, so other precisions never write a matrix out.
@@ -60,6 +70,7 @@ export function engineMemory(
     perToken,
     stepRows,
     logits: spec.vocab * 4 * stepRows,
+    verify: verifiedRows * (spec.vocab * 4 + spec.layers * VERIFY_ROW_BYTES),
     scratch: tokens * width * (floats === 'float16' ? 2 : 4) + written,
   };
 }
@@ -81,11 +92,11 @@ function writtenMatrix({ intermediate, hidden, vocab }: DecoderSpec): number {
  */
 export function assertFitsMachine(need: EngineMemory, capacity: number): void {
   const available = machineMemory();
-  const { weights, kv, logits } = need;
-  if (weights + kv + logits <= available) return;
+  const { weights, kv, logits, verify } = need;
+  if (weights + kv + logits + verify <= available) return;
   throw new ServingError(
     'out_of_memory',
-    `${described(need, capacity)}; the machine has ${sizeText(available)}; lower --slots or --capacity`,
+    `${described(need, capacity)}; the machine has ${sizeText(available)}; lower --slots or --capacity${verify > 0 ? ', or set --speculation off' : ''}`,
   );
 }
 
@@ -122,6 +133,7 @@ export function assertFitsDevice(need: EngineMemory, capacity: number, bytes: nu
   );
 }
 
-const described = ({ weights, kv, slots, perToken, stepRows, logits }: EngineMemory, capacity: number) =>
+const described = ({ weights, kv, slots, perToken, stepRows, logits, verify }: EngineMemory, capacity: number) =>
   `the weights take ${sizeText(weights)}, the KV pool ${slots} slots x ${capacity} tokens x ${perToken} bytes = ` +
-  `${sizeText(kv)}, logits ${stepRows} slots x ${logits / 4 / stepRows} ids x 4 bytes = ${sizeText(logits)}`;
+  `${sizeText(kv)}, logits ${stepRows} slots x ${logits / 4 / stepRows} ids x 4 bytes = ${sizeText(logits)}` +
+  (verify > 0 ? `, verify runs about ${sizeText(verify)}` : '');

@@ -6,12 +6,9 @@
  * Kernels differ between CPUs, so equality is not assumed: it is measured at start, on logits and KV, and where it does
  * not hold there are no verify runs.
  */
-import { rowGraph } from '../model/graph/row-graph.ts';
+import { rowGraph, VERIFIED_ROWS } from '../model/graph/row-graph.ts';
 import type { CpuEngineKv } from './engine-kv.ts';
 import { type Binding, OrtSession, OrtValue, type SessionOptions } from './ort.ts';
-
-/** Tokens of a run, the newest one and its drafts. */
-const ROW_COUNTS = [2, 3, 4, 8] as const;
 
 interface RowBinding {
   readonly binding: Binding;
@@ -155,7 +152,7 @@ const rowsOf = ({ layout }: CpuEngineKv) => layout.layers * 2 * layout.kvHeads;
 export type RowSet = ReadonlyMap<number, RowRuns>;
 
 /**
- * Opens the runs for all of {@link ROW_COUNTS}.
+ * Opens the runs for all of {@link VERIFIED_ROWS}.
  * @returns undefined where this CPU's kernels do not give the bits of steps.
  * @throws ServingError runtime_failed
  */
@@ -169,7 +166,7 @@ export async function openRows(
   const set = new Map<number, RowRuns>();
   let isWhole = false;
   try {
-    for (const rows of ROW_COUNTS.filter((count) => count <= memory.capacity / 2)) {
+    for (const rows of VERIFIED_ROWS.filter((count) => count <= memory.capacity / 2)) {
       const runs = await RowRuns.load(graph, memory, rows, shape, options);
       set.set(rows, runs);
       if (!(await equalsSteps(runs, decoder, memory, rows))) return undefined;

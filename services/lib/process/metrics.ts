@@ -18,6 +18,7 @@ import {
   Registry,
 } from 'prom-client';
 import { BUILD_INFO } from './build-info.ts';
+import { LAG_FIGURE_NAMES, LAG_RESOLUTION_MS, LoopLag } from './loop-lag.ts';
 
 /** The work of a process. A colocated worker does both prefill and decode. */
 export type MetricsRole = 'gateway' | 'prefill' | 'decode' | 'indexer';
@@ -542,6 +543,9 @@ function viewOf(name: string): Metric {
   return Object.defineProperty(Object.create(metric) as Metric, 'name', { value: name, writable: true });
 }
 
+/** A pause that no timer of prom-client's ends, in ms. */
+const NEVER_MS = 2 ** 31 - 1;
+
 /**
  * Exports the metrics that `service` measures, and those of the process itself (CPU, memory, event-loop lag). Puts the
  * label `service` on each, and `model_name` where a model is served, because vLLM's dashboards select by it. Each
@@ -555,5 +559,24 @@ export function collectProcessMetrics(service: MetricsService, modelName?: strin
     if (measuredBy(metric).some((role) => roles.includes(role))) registry.registerMetric(metric);
   }
   metrics.buildInfo.set({ ...BUILD_INFO }, 1);
-  collectDefaultMetrics({ register: registry });
+  collectDefaultMetrics({ register: registry, eventLoopMonitoringPrecision: NEVER_MS });
+  exportLoopLag();
+}
+
+/**
+ * Puts figures that cost nothing while the process is idle in the place of prom-client's. The others follow the first
+ * one, which is collected before they are written.
+ */
+function exportLoopLag(): void {
+  const lag = new LoopLag();
+  const gauges = LAG_FIGURE_NAMES.map((figure, i) => {
+    const name = `nodejs_eventloop_lag_${figure}_seconds`;
+    registry.removeSingleMetric(name);
+    const help = `Delay of a timer of ${LAG_RESOLUTION_MS} ms since the last scrape while the loop was busy: ${figure}.`;
+    const collect = () => {
+      const taken = lag.take();
+      for (const [j, of] of LAG_FIGURE_NAMES.entries()) gauges[j]!.set(taken[of]);
+    };
+    return new Gauge({ name, help, registers: [registry], ...(i === 0 && { collect }) });
+  });
 }

@@ -114,7 +114,7 @@ export class WorkerRegistry {
 /**
  * Keeps a worker's address in the registry. A worker works without it too: while Redis is away, writing the address is
  * tried again and again.
- * @param url of Redis; '' for no registry.
+ * @param url of Redis.
  * @param secret see {@link WorkerRegistry}.
  * @returns a function that takes the address out, which must happen before the worker stops listening.
  * @throws ServingError config_invalid
@@ -126,7 +126,6 @@ export function stayRegistered(
   log: Pick<Logger, 'warn'>,
   secret?: SystemSecret,
 ): () => Promise<void> {
-  if (url === '') return async () => {};
   const registry = new WorkerRegistry(url, secret, log);
   const leaving = new AbortController();
   const tell = async (what: 'put' | 'remove') => {

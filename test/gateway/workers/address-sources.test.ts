@@ -5,7 +5,8 @@ import { keepingLog } from '../../support/keeping-log.ts';
 
 test('a host may be called redis', async () => {
   const list = ['redis:7001', 'redis-node-1:7001', 'rediss:1'];
-  const lists = await Promise.all(sourcesOf(list, 'prefill', undefined, keepingLog([])).map((source) => source.list()));
+  const sources = await sourcesOf(list, 'prefill', undefined, keepingLog([]));
+  const lists = await Promise.all(sources.map((source) => source.list()));
   expect(lists).toEqual([list]);
 });
 

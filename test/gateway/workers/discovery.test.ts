@@ -25,9 +25,8 @@ function watched(start: (told: Parameters<typeof watchAddresses>[1]) => { close(
 }
 
 test('given addresses are reported once', async () => {
-  const { told, first } = watched((tell) =>
-    watchAddresses(sourcesOf(['a:1', 'b:2', 'a:1'], 'prefill', undefined, log), tell, log),
-  );
+  const sources = await sourcesOf(['a:1', 'b:2', 'a:1'], 'prefill', undefined, log);
+  const { told, first } = watched((tell) => watchAddresses(sources, tell, log));
   await first;
   expect(told).toEqual([['a:1', 'b:2']]);
 });
@@ -107,9 +106,8 @@ describe('a registry in Redis', () => {
     const redis = await startRedis();
     cleanups.push(() => redis.stop());
     const leave = stayRegistered(redis.url, ['prefill', 'decode'], 'a:1', log);
-    const { told, lapsed } = watched((tell) =>
-      watchAddresses(sourcesOf([redis.url], 'decode', undefined, log), tell, log),
-    );
+    const sources = await sourcesOf([redis.url], 'decode', undefined, log);
+    const { told, lapsed } = watched((tell) => watchAddresses(sources, tell, log));
     await expect.poll(() => told, { timeout: 10_000 }).toEqual([['a:1']]);
     const other = stayRegistered(redis.url, ['decode'], 'b:2', log);
     await expect.poll(() => told.at(-1), { timeout: 10_000 }).toEqual(['a:1', 'b:2']);

@@ -14,6 +14,9 @@
  */
 import { type Field, field, fieldsOf, numberField } from './onnx.ts';
 
+/** Tokens of a verify run, the newest one and its drafts. */
+export const VERIFIED_ROWS = [2, 3, 4, 8] as const;
+
 /** Field numbers of onnx.proto, and values of its enumerations. */
 const MODEL_GRAPH = 7;
 const GRAPH_NODE = 1;

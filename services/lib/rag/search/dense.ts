@@ -87,7 +87,25 @@ const QUERY_LEVELS = 64;
 /** The second column of a query is finer by this factor. */
 const FINER = 2 * QUERY_LEVELS;
 
-export class DenseIndex {
+/** Embeddings that a query is compared with. */
+export interface EmbeddingIndex {
+  readonly dim: number;
+  /** @param embedding [dim], of any length except 0. */
+  set(ordinal: number, embedding: Float32Array): void;
+  /** To be called once, after the last {@link set} and before the first search. @throws the signal's reason. */
+  finish(signal?: AbortSignal): Promise<void>;
+  /**
+   * The `topK` chunks with the highest cosine, best first, then by ordinal.
+   * @param query [dim]
+   * @throws the signal's reason.
+   */
+  search(query: Float32Array, topK: number, how?: SearchHow): Promise<Hit[]>;
+}
+
+/** Memory of an index, in bytes: a float and a level for each value. */
+export const denseBytes = (chunks: number, dim: number) => chunks * (5 * dim + 8);
+
+export class DenseIndex implements EmbeddingIndex {
   readonly #scorer: DenseScorer;
   readonly #chunks: number;
   readonly #embeddings: Float32Array;
@@ -109,7 +127,6 @@ export class DenseIndex {
     this.#losses = new Float32Array(chunks);
   }
 
-  /** @param embedding [dim], of any length except 0. */
   set(ordinal: number, embedding: Float32Array): void {
     const start = ordinal * this.dim;
     const unit = normalized(embedding);
@@ -126,11 +143,8 @@ export class DenseIndex {
     this.#losses[ordinal] = Math.sqrt(loss);
   }
 
-  /**
-   * The `topK` chunks with the highest cosine, best first, then by ordinal.
-   * @param query [dim]
-   * @throws the signal's reason.
-   */
+  async finish(): Promise<void> {}
+
   async search(query: Float32Array, topK: number, how: SearchHow = {}): Promise<Hit[]> {
     if (topK < 1 || this.#chunks === 0) return [];
     const unit = normalized(query);
@@ -145,16 +159,9 @@ export class DenseIndex {
       if ((i + 1) % BLOCK === 0) yield;
       if (possible[i]! < threshold) continue;
       if (++compared % COMPARED_PER_STEP === 0) yield;
-      best.add(Math.round(this.#product(i, query) * STEPS) / STEPS, i);
+      best.add(roundedProduct(this.#embeddings, i * this.dim, query), i);
     }
     return best.hits;
-  }
-
-  #product(ordinal: number, query: Float32Array): number {
-    const start = ordinal * this.dim;
-    let sum = 0;
-    for (let i = 0; i < query.length; i++) sum += this.#embeddings[start + i]! * query[i]!;
-    return sum;
   }
 
   /** How high the product of each chunk may be, and the threshold: a product that `topK` chunks certainly reach. */
@@ -186,6 +193,13 @@ export class DenseIndex {
   }
 }
 
+/** The product of a query with the embedding that begins at `start`, rounded so that the order of sums decides no tie. */
+export function roundedProduct(embeddings: Float32Array, start: number, query: Float32Array): number {
+  let sum = 0;
+  for (let i = 0; i < query.length; i++) sum += embeddings[start + i]! * query[i]!;
+  return Math.round(sum * STEPS) / STEPS;
+}
+
 /** A query as whole numbers in two columns: scale × (FINER × first + second), up to a rest whose length is `loss`. */
 function rounded(query: Float32Array) {
   const scale = largest(query) / (QUERY_LEVELS * FINER) || 1;
@@ -210,7 +224,7 @@ function largest(vector: Float32Array): number {
   return most;
 }
 
-function normalized(vector: Float32Array): Float32Array {
+export function normalized(vector: Float32Array): Float32Array {
   let square = 0;
   for (let i = 0; i < vector.length; i++) square += vector[i]! * vector[i]!;
   const scale = square === 0 ? 0 : 1 / Math.sqrt(square);

@@ -12,7 +12,8 @@ import { nameOf } from '../store/repo-key.ts';
 import { idAt } from '../store/row.ts';
 import type { IndexSnapshot, LeftOutRow, RowRead, Store } from '../store/store.ts';
 import { TenantCache } from '../store/tenant-cache.ts';
-import { DenseIndex, type DenseScorer } from './dense.ts';
+import { CodedIndex, codedBytes, isCoded } from './coded-index.ts';
+import { DenseIndex, type DenseScorer, denseBytes, type EmbeddingIndex } from './dense.ts';
 import type { InvertedIndex } from './inverted-index.ts';
 import { InvertedIndexBuilder } from './inverted-index-builder.ts';
 import { type Loading, LoadQueue } from './load-queue.ts';
@@ -25,7 +26,7 @@ export interface LoadedIndex extends IndexSnapshot {
    * @param dim values of an embedding. Embeddings of another width are left out: they are never found.
    * @throws ServingError store_unavailable, store_invalid, index_too_large, saturated; the signal's reason.
    */
-  dense(dim: number, signal: AbortSignal): Promise<DenseIndex | undefined>;
+  dense(dim: number, signal: AbortSignal): Promise<EmbeddingIndex | undefined>;
 }
 
 /** Rows that are read at a time: at first, and at most. */
@@ -39,8 +40,6 @@ const SLICE_READ: RowRead = { bytes: 256 * 1024, rowBytes: 64 * 1024 };
 /** A version that is swept while it is read is given up for its successor, at most so many times in a row. */
 export const ATTEMPTS = 3;
 
-/** Memory for one value of an embedding: a float, and its level in 8 bits. */
-const DENSE_BYTES = 5;
 /** Memory that a chunk takes at least, in bytes: its id, and its place in the order. */
 const LEAST_CHUNK_BYTES = 32 + 20;
 /** Versions that turned out to be too large and are remembered. */
@@ -66,7 +65,7 @@ export class IndexCache {
   readonly #options: IndexCacheOptions;
   /** By repository. */
   readonly #kept: TenantCache<CachedIndex>;
-  readonly #loads: LoadQueue<LoadedIndex | DenseIndex | undefined>;
+  readonly #loads: LoadQueue<LoadedIndex | EmbeddingIndex | undefined>;
   /** Versions that turned out to be too large. They are remembered because finding it out takes seconds. */
   readonly #tooLarge = new LRUCache<string, { readonly version: string; readonly error: ServingError }>({
     max: MOST_TOO_LARGE,
@@ -169,7 +168,7 @@ export class IndexCache {
   }
 
   #loaded(repo: string, snapshot: IndexSnapshot, lexical: InvertedIndex): LoadedIndex {
-    let loaded: DenseIndex | undefined;
+    let loaded: EmbeddingIndex | undefined;
     const index: LoadedIndex = {
       ...snapshot,
       lexical,
@@ -178,7 +177,7 @@ export class IndexCache {
         const run = (loading: Loading) => this.#dense(repo, index, dim, loading);
         const { version } = snapshot.head;
         const load = this.#loads.join(`${repo} ${version} ${dim}`, { repo, evicts: true, extends: repo, run }, signal);
-        loaded = (await load) as DenseIndex | undefined;
+        loaded = (await load) as EmbeddingIndex | undefined;
         return loaded;
       },
     };
@@ -219,14 +218,15 @@ export class IndexCache {
   }
 
   /** Undefined if the version was swept meanwhile. */
-  async #dense(repo: string, index: LoadedIndex, dim: number, loading: Loading): Promise<DenseIndex | undefined> {
+  async #dense(repo: string, index: LoadedIndex, dim: number, loading: Loading): Promise<EmbeddingIndex | undefined> {
     const { fingerprint, chunks } = index.head;
-    const bytes = chunks * dim * DENSE_BYTES;
+    const coded = isCoded(chunks, dim);
+    const bytes = (coded ? codedBytes : denseBytes)(chunks, dim);
     this.#kept.get(repo); // it is in use: others are evicted first
     const { limitBytes } = this.#options;
     if (lexicalBytes(index) + bytes > limitBytes) throw tooLarge(repo, limitBytes);
     await loading.reserve(bytes);
-    const dense = new DenseIndex(await this.#options.scorer(), chunks, dim);
+    const dense = coded ? new CodedIndex(chunks, dim) : new DenseIndex(await this.#options.scorer(), chunks, dim);
     let ordinal = 0;
     const read = this.#inSlices(repo, index, loading.signal, (ids, how) =>
       this.#store.contents(repo, fingerprint, ids, { ...how, part: 'vectors' }),
@@ -241,6 +241,7 @@ export class IndexCache {
       }
       await turns.next();
     }
+    await dense.finish(loading.signal);
     const kept = this.#kept.peek(repo);
     if (kept?.index === index) this.#keep(repo, { index, bytes: kept.bytes + bytes });
     return dense;
