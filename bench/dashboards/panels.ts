@@ -5,7 +5,7 @@ import { z } from 'zod';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import type { Answered } from './prometheus.ts';
 
-export const DASHBOARDS = ['service-level', 'pools', 'retrieval', 'workers'] as const;
+const DASHBOARDS = ['service-level', 'pools', 'retrieval', 'workers'] as const;
 
 interface Panel {
   readonly title: string;
@@ -21,7 +21,7 @@ interface Dashboard {
 }
 
 /** One line of a panel: a value per step, null where there was none. */
-export interface Line {
+interface Line {
   readonly legend: string;
   readonly values: readonly (number | null)[];
 }
