@@ -186,7 +186,10 @@ function commanderOption(name: string, option: BenchOption<unknown>): Option {
 const portable = (command: string) => command.replaceAll(`${PACKAGE_ROOT}/`, '');
 
 /** The command as the user typed it. */
-const typedCommand = () => portable(['llavacode', ...process.argv.slice(2)].join(' '));
+const typedCommand = () => portable(['llavacode', ...process.argv.slice(2).map(inShell)].join(' '));
+
+/** A word as a shell takes it. */
+const inShell = (word: string) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`);
 
 /** The command as a user would type it; options that are undefined are left out. */
 export function commandText(words: string, options: Readonly<Record<string, unknown>>): string {

@@ -1,5 +1,5 @@
 import type { Command } from 'commander';
-import { describe, expect, expectTypeOf, it } from 'vitest';
+import { describe, expect, expectTypeOf, it, onTestFinished } from 'vitest';
 import { benchCommand, evaluateCommand, planCommand } from '../../bench/commands.ts';
 import {
   commandText,
@@ -83,6 +83,18 @@ describe('a table of options', () => {
     const options = { promptTokens: 5, sizes: [1, 2], name: undefined, slo: { ttft: 500, tpot: 50 } };
     const written = 'llavacode bench some --prompt-tokens 5 --sizes 1,2 --slo ttft:500,tpot:50';
     expect(commandText('bench some', options)).toBe(written);
+  });
+
+  it('a command that was typed is kept so that a shell takes it again', async () => {
+    const { argv } = process;
+    onTestFinished(() => {
+      process.argv = argv;
+    });
+    process.argv = ['node', 'cli.js', 'bench', 'some', '--only', "two hosts,it's", '--sizes', '1,2', '--pace=a'];
+    const { options } = await parse();
+    expect(options).toMatchObject({
+      command: String.raw`llavacode bench some --only 'two hosts,it'\''s' --sizes 1,2 --pace=a`,
+    });
   });
 });
 
