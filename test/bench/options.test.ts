@@ -97,6 +97,7 @@ describe('the commands of the benches', () => {
       'breakdown',
       'observability',
       'retrieval',
+      'dense',
       'recall',
       'index',
       'typing',
