@@ -19,7 +19,7 @@ import { OBSERVABILITY_COMMAND } from './observability/command.ts';
 import { makeCommand, RESULTS } from './options.ts';
 import { PLAN_COMMAND } from './plan/command.ts';
 import { EVALUATE_COMMAND } from './quality/command.ts';
-import { RECALL_COMMAND, RETRIEVAL_COMMAND } from './retrieval/command.ts';
+import { DENSE_COMMAND, RECALL_COMMAND, RETRIEVAL_COMMAND } from './retrieval/command.ts';
 import { SPECULATION_COMMAND } from './speculation/command.ts';
 import { TABLES_COMMAND } from './tables/command.ts';
 import { TRAINING_COMMAND } from './training/command.ts';
@@ -39,6 +39,7 @@ export function benchCommand(): Command {
     ),
     makeCommand(DASHBOARDS_COMMAND, async (options) => (await import('./dashboards/run.ts')).runDashboards(options)),
     makeCommand(RETRIEVAL_COMMAND, async (options) => (await import('./retrieval/run.ts')).runRetrieval(options)),
+    makeCommand(DENSE_COMMAND, async (options) => (await import('./retrieval/run.ts')).runDense(options)),
     makeCommand(RECALL_COMMAND, async (options) => (await import('./retrieval/run.ts')).runRecall(options)),
     makeCommand(INDEX_COMMAND, async (options) => (await import('./indexing/run.ts')).runIndexing(options)),
     makeCommand(TYPING_COMMAND, async (options) => (await import('./typing/run.ts')).runTyping(options)),

@@ -13,7 +13,7 @@ import { PEERS } from './peers/report.ts';
 import { PLAN } from './plan/report.ts';
 import { QUALITY } from './quality/report.ts';
 import type { Bench } from './report/report.ts';
-import { RECALL, RETRIEVAL } from './retrieval/report.ts';
+import { DENSE, RECALL, RETRIEVAL } from './retrieval/report.ts';
 import { SPECULATION } from './speculation/report.ts';
 import { TABLES } from './tables/report.ts';
 import { TRAINING } from './training/report.ts';
@@ -38,6 +38,8 @@ export const PAGES: readonly Page[] = [
   { folder: 'breakdown', benches: [BREAKDOWN] },
   { folder: 'observability', benches: [OBSERVABILITY, DASHBOARDS_BENCH] },
   { folder: 'retrieval', benches: [RETRIEVAL, RECALL] },
+  { folder: 'observability', benches: [OBSERVABILITY] },
+  { folder: 'retrieval', benches: [RETRIEVAL, RECALL, DENSE] },
   { folder: 'indexing', benches: [INDEX] },
   { folder: 'training', benches: [TRAINING] },
   { folder: 'typing', benches: [TYPING] },

@@ -1,4 +1,4 @@
-/** The commands `llavacode bench retrieval` and `llavacode bench recall`. */
+/** The commands `llavacode bench retrieval`, `llavacode bench recall` and `llavacode bench dense`. */
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { count } from '../../services/lib/process/count-argument.ts';
@@ -28,3 +28,15 @@ export const RECALL_COMMAND = {
   },
 };
 export type RecallOptions = ParsedOptions<typeof RECALL_COMMAND>;
+
+export const DENSE_COMMAND = {
+  name: 'dense',
+  description: 'the exact dense search beside the one of large indexes',
+  options: {
+    sizes: option('<list>', 'sizes of the index in chunks', counts, [200_000, 1_000_000]),
+    dim: option('<n>', 'values of an embedding', count, 256),
+    queries: option('<n>', 'searches of each kind', count, 40),
+    seed: option('<n>', 'seed of the embeddings, which are made', whole, 1),
+  },
+};
+export type DenseBenchOptions = ParsedOptions<typeof DENSE_COMMAND>;

@@ -1,7 +1,8 @@
-/** The reports of `bench retrieval` and `bench recall`. */
+/** The reports of `bench retrieval`, `bench recall` and `bench dense`. */
 import { axes } from '../report/chart.ts';
 import { figure, percent, table } from '../report/markdown.ts';
 import type { Bench, Report } from '../report/report.ts';
+import { type DenseSearch, middleAndLeast } from './dense-search.ts';
 import type { RetrievalResult } from './measure.ts';
 import type { Quality } from './quality.ts';
 import type { RecallResult } from './recall.ts';
@@ -121,3 +122,42 @@ function reportRecall({ quality, scale, throughput, threads }: RecallResult): Re
   ];
   return { markdown: sections.join('\n\n'), charts: [] };
 }
+
+export const DENSE: Bench<{ readonly searches: readonly DenseSearch[] }> = {
+  name: 'dense',
+  title: 'Dense search of large indexes',
+  definitions: {
+    exact: 'all embeddings in 8 bits, then in full those that may be among the best',
+    coded: 'one bit per dimension of all embeddings, then in full the half percent that seem best',
+    CPU: 'CPU time of the process during one search, in ms',
+    'recall@10': 'share of the ten best of the exact search that are found',
+  },
+  report({ result: { searches } }) {
+    const both = (figures: readonly number[]) => middleAndLeast(figures).map(figure).join(', ');
+    const rows = searches.map(({ search, chunks, dim, ms, cpuMs, recall, bytesPerChunk, buildSeconds }) => [
+      `${search}, ${chunks.toLocaleString('en')} x ${dim}`,
+      both(cpuMs),
+      both(ms),
+      percent(recall, 1),
+      bytesPerChunk.toFixed(0),
+      figure(buildSeconds),
+    ]);
+    const head = [
+      'search',
+      'CPU: median, least',
+      'ms: median, least',
+      'recall@10',
+      'bytes per chunk',
+      'build, s of CPU',
+    ];
+    return { markdown: table(head, rows), charts: [] };
+  },
+  headline: ({ searches }) =>
+    searches
+      .filter(({ search }) => search === 'coded')
+      .map(({ chunks, cpuMs, recall }) => {
+        const [cpu] = middleAndLeast(cpuMs);
+        return `${chunks.toLocaleString('en')} chunks in ${figure(cpu)} ms of CPU time, recall@10 ${percent(recall, 1)}`;
+      })
+      .join('; '),
+};

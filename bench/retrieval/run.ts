@@ -1,13 +1,14 @@
-/** Runs `bench retrieval` and `bench recall`. */
+/** Runs `bench retrieval`, `bench recall` and `bench dense`. */
 import { mkdtemp, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { run } from '../harness/run.ts';
 import { assertNoUrl } from '../harness/systems.ts';
 import type { Artifact } from '../report/artifact.ts';
-import type { RecallOptions, RetrievalBenchOptions } from './command.ts';
+import type { DenseBenchOptions, RecallOptions, RetrievalBenchOptions } from './command.ts';
+import { measureDenseSearch } from './dense-search.ts';
 import { measureRetrieval, type RetrievalResult } from './measure.ts';
 import { measureRecall } from './recall.ts';
-import { RECALL, RETRIEVAL } from './report.ts';
+import { DENSE, RECALL, RETRIEVAL } from './report.ts';
 
 export async function runRetrieval(options: RetrievalBenchOptions): Promise<Artifact<RetrievalResult>> {
   assertNoUrl(options, 'retrieval', 'the stores alone');
@@ -30,4 +31,9 @@ export async function runRetrieval(options: RetrievalBenchOptions): Promise<Arti
 
 export async function runRecall(options: RecallOptions): Promise<void> {
   await run(RECALL, options, { models: [], settings: options }, (onProgress) => measureRecall(options, onProgress));
+}
+
+export async function runDense(options: DenseBenchOptions): Promise<void> {
+  const plan = { models: [], settings: options };
+  await run(DENSE, options, plan, async (onProgress) => ({ searches: await measureDenseSearch(options, onProgress) }));
 }

@@ -1,6 +1,7 @@
 /** Measures what a search costs and what an index holds per chunk, at sizes up to a million chunks. */
 import { inTurns } from '../../services/lib/async/turns.ts';
-import { DenseIndex, DenseScorer } from '../../services/lib/rag/search/dense.ts';
+import { CodedIndex, codedBytes, isCoded } from '../../services/lib/rag/search/coded-index.ts';
+import { DenseIndex, DenseScorer, denseBytes } from '../../services/lib/rag/search/dense.ts';
 import type { InvertedIndex } from '../../services/lib/rag/search/inverted-index.ts';
 import { InvertedIndexBuilder } from '../../services/lib/rag/search/inverted-index-builder.ts';
 import { searchLexical } from '../../services/lib/rag/search/lexical.ts';
@@ -53,12 +54,20 @@ export async function measureDense(dim: number, sizes: readonly number[]): Promi
   const rows: ScaleRow[] = [];
   for (const chunks of sizes) {
     const startedAt = performance.now();
-    const index = new DenseIndex(scorer, chunks, dim);
+    const coded = isCoded(chunks, dim);
+    const index = coded ? new CodedIndex(chunks, dim) : new DenseIndex(scorer, chunks, dim);
     for (let i = 0; i < chunks; i++) index.set(i, randomVector(dim, i));
+    await index.finish();
     const buildSeconds = (performance.now() - startedAt) / 1000;
     const asked = Array.from({ length: QUERIES / 4 }, (_, i) => randomVector(dim, -i));
     const times = await time(asked, (query) => index.search(query, TOP_K));
-    rows.push({ retriever: `dense (${dim})`, chunks, ...times, bytesPerChunk: 5 * dim + 8, buildSeconds });
+    rows.push({
+      retriever: `dense (${dim})`,
+      chunks,
+      ...times,
+      bytesPerChunk: (coded ? codedBytes : denseBytes)(1, dim),
+      buildSeconds,
+    });
   }
   scorer.dispose();
   return rows;

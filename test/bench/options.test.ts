@@ -110,6 +110,7 @@ describe('the commands of the benches', () => {
       'observability',
       'dashboards',
       'retrieval',
+      'dense',
       'recall',
       'index',
       'typing',
