@@ -37,8 +37,6 @@ export const PAGES: readonly Page[] = [
   { folder: 'interference', benches: [INTERFERENCE] },
   { folder: 'breakdown', benches: [BREAKDOWN] },
   { folder: 'observability', benches: [OBSERVABILITY, DASHBOARDS_BENCH] },
-  { folder: 'retrieval', benches: [RETRIEVAL, RECALL] },
-  { folder: 'observability', benches: [OBSERVABILITY] },
   { folder: 'retrieval', benches: [RETRIEVAL, RECALL, DENSE] },
   { folder: 'indexing', benches: [INDEX] },
   { folder: 'training', benches: [TRAINING] },
