@@ -29,6 +29,7 @@ import {
 import { type DecodeLease, type Grant, PREEMPTED, QueuedPrompt, type QueueRequest } from './queued-prompt.ts';
 import {
   type BlockedElsewhere,
+  HEARD_WITHIN_MS,
   NEWS_EVERY_MS,
   PATIENCE_MS,
   type ServiceExchange,
@@ -134,6 +135,8 @@ export class Dispatcher {
   readonly #countWaitingTokens = partOf(metrics.waitingTokens);
   readonly #options: DispatcherOptions;
   readonly #now: () => number;
+  /** Time after which sequences make way, in ms. */
+  readonly #preemptAfterMs: number;
   readonly #standing: Standing;
   readonly #queue: FairQueue<QueuedPrompt>;
   /** Prompts that were admitted before and lost their worker, in the order in which they came back. */
@@ -167,6 +170,7 @@ export class Dispatcher {
   constructor(options: DispatcherOptions) {
     this.#options = options;
     this.#now = options.now ?? (() => performance.now());
+    this.#preemptAfterMs = Math.max(options.preemptAfterMs, options.exchange ? HEARD_WITHIN_MS : 0);
     const { weightOf = () => 1, queueOrder, pool } = options;
     this.#queue = new FairQueue(weightOf, queueOrder);
     this.#standing = { weightOf, servedOf: (tenant) => this.#queue.servedOf(tenant) };
@@ -427,7 +431,7 @@ export class Dispatcher {
   get #firstByNews(): QueuedPrompt | undefined {
     const { exchange } = this.#options;
     if (exchange === undefined) return this.#queue.first;
-    const [nowMs, latestMs] = [this.#now(), this.#options.preemptAfterMs + PATIENCE_MS];
+    const [nowMs, latestMs] = [this.#now(), this.#preemptAfterMs + PATIENCE_MS];
     const obliged = [...this.#obliged.values()].filter(({ untilMs }) => untilMs > nowMs);
     // A gateway whose tenant waits still longer has no use for the slots that come free here.
     const owed = [...obliged, ...exchange.blockedElsewhere.filter(({ forMs }) => forMs < latestMs)];
@@ -446,7 +450,7 @@ export class Dispatcher {
    */
   #mayBeLeftSlot({ blockedSinceMs }: QueuedPrompt): boolean {
     if (blockedSinceMs === undefined || this.#heldElsewhere.length === 0) return false;
-    return this.#now() - blockedSinceMs < this.#options.preemptAfterMs + PATIENCE_MS;
+    return this.#now() - blockedSinceMs < this.#preemptAfterMs + PATIENCE_MS;
   }
 
   /** Tenants that have waited long enough here for slots that other gateways have to free, alone or with this one. */
@@ -454,7 +458,7 @@ export class Dispatcher {
     const blocked = this.slotNews.blocked.map(([tenant, sequences, positions, forMs]) => {
       return { gateway: '', tenant, sequences, positions, forMs };
     });
-    return blocked.filter(({ forMs }) => forMs >= this.#options.preemptAfterMs);
+    return blocked.filter(({ forMs }) => forMs >= this.#preemptAfterMs);
   }
 
   get #heldElsewhere(): readonly HeldElsewhere[] {
@@ -468,8 +472,7 @@ export class Dispatcher {
 
   /** Tenants that have waited long enough for a slot at other gateways. */
   get #owedElsewhere(): readonly BlockedElsewhere[] {
-    const { exchange, preemptAfterMs } = this.#options;
-    return (exchange?.blockedElsewhere ?? []).filter(({ forMs }) => forMs >= preemptAfterMs);
+    return (this.#options.exchange?.blockedElsewhere ?? []).filter(({ forMs }) => forMs >= this.#preemptAfterMs);
   }
 
   get #firstWithoutSlot(): QueuedPrompt | undefined {
@@ -618,7 +621,7 @@ export class Dispatcher {
       return;
     }
     const { prompt, way } = next;
-    const leftMs = prompt.blockedSinceMs! + this.#options.preemptAfterMs - this.#now();
+    const leftMs = prompt.blockedSinceMs! + this.#preemptAfterMs - this.#now();
     if (leftMs > 0) this.#preemptTimer = setTimeout(() => this.#pump(), leftMs).unref();
     else this.#preempt(way.victims, { prompt, sequences: way.slots });
   }

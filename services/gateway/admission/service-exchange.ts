@@ -92,11 +92,13 @@ export interface BlockedElsewhere {
 
 /** Interval of the news while there are any, in ms. */
 export const NEWS_EVERY_MS = 250;
-/**
- * Shortest time between two news, in ms. Well below --preempt-after-ms: a gateway that makes way does so when all have
- * had the time to hear for whom.
- */
+/** Shortest time between two news, in ms. */
 const SOONEST_NEWS_MS = 25;
+/**
+ * Shortest time after which sequences make way where there are other gateways, in ms: then all have had the time to hear
+ * for whom.
+ */
+export const HEARD_WITHIN_MS = 2 * SOONEST_NEWS_MS;
 /** News of a gateway that are older than this say nothing about who waits there, in ms. */
 const NEWS_LIVE_MS = 4 * NEWS_EVERY_MS;
 /**

@@ -20,9 +20,10 @@ export const ADMISSION_SETTINGS = {
         '--target-ttft-ms',
     ),
   preemptAfterMs: milliseconds(0)
-    .default(50)
+    .default(20)
     .describe(
-      'time after which a prompt that finds no slot gets one of a tenant that holds more than its share, in ms',
+      'time after which a prompt that finds no slot gets one of a tenant that holds more than its share, in ms; at ' +
+        'least 50 where gateways share the slots',
     ),
   spareSlots: whole(0)
     .default(1)

@@ -1,8 +1,9 @@
 /**
  * Decode slots that stay free for tenants below their share. A tenant that asks now and then finds all slots taken by
  * tenants that want everything, and would wait until one comes free or until sequences make way (preemption.ts). So
- * while several tenants are active, those that hold their share or more leave a slot of each worker free. A tenant that
- * is alone gets all of them.
+ * while several tenants are active, those that hold their share or more leave a slot of each worker free. The last slot
+ * of all is for active tenants that hold none: others below their share would take it as well. A tenant that is alone
+ * gets all of them.
  */
 import type { DecodeRoom } from '../workers/worker-pool.ts';
 import type { Standing } from './preemption.ts';
@@ -35,6 +36,8 @@ export class ActiveTenants {
 /** Tenants among which the slots are shared. */
 export interface Sharing {
   readonly tenants: number;
+  /** Those of them that hold no sequence. */
+  readonly withoutAny: number;
   /** Their weights together. */
   readonly weight: number;
 }
@@ -51,12 +54,13 @@ export function sharingTenants(
   const tenants = new Set([...active, ...counts.keys()]);
   let weight = 0;
   for (const tenant of tenants) weight += weightOf(tenant);
-  return { tenants: tenants.size, weight };
+  return { tenants: tenants.size, withoutAny: tenants.size - counts.size, weight };
 }
 
 /**
  * Whether the slots that are free are left to others: a sequence more would give the tenant more than its share of all
- * slots, and no worker has more of them free than it keeps to spare. Where none is free, a sequence that waited in a
+ * slots, and no worker has more of them free than it keeps to spare; or one slot of all is free at most, and somebody
+ * holds none. Where none is free, a sequence that waited in a
  * worker would have the next one: so it waits in the gateway.
  * @param held sequences of the tenant, by all gateways.
  * @param decoders workers whose slots hold the sequence.
@@ -75,6 +79,8 @@ export function leavesSpare(
   if (held <= 0 || decoders.length === 0 || sharing.tenants === 1) return false;
   const spareOf = (slots: number) => Math.min(spare, Math.floor(slots / SLOTS_PER_SPARE));
   if (decoders.some(({ slots, freeSlots }) => freeSlots > spareOf(slots))) return false;
+  const free = decoders.reduce((sum, { freeSlots }) => sum + Math.max(0, freeSlots), 0);
+  if (sharing.withoutAny > 0 && free <= 1 && decoders.some(({ slots }) => spareOf(slots) > 0)) return true;
   const slots = decoders.reduce((sum, worker) => sum + worker.slots, 0);
   return held + 1 > (slots * weightOf(tenant)) / sharing.weight;
 }

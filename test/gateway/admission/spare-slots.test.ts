@@ -31,7 +31,7 @@ describe('slots that are left free', () => {
   const active = fc.uniqueArray(fc.constantFrom(...TENANTS));
   const weights = fc.record({ a: fc.integer({ min: 1, max: 9 }), others: fc.integer({ min: 1, max: 9 }) });
 
-  test('only a tenant that would get more than its share leaves a slot free, and only the last ones of workers', () => {
+  test('a tenant leaves the last slots of workers free if it would get more than its share, and the very last for one without any', () => {
     fc.assert(
       fc.property(rooms, held, active, weights, fc.nat(3), (decoders, counts, names, { a, others }, spare) => {
         const weightOf = (tenant: string) => (tenant === 'a' ? a : others);
@@ -40,7 +40,9 @@ describe('slots that are left free', () => {
         const all = new Set([...names, ...of.keys(), 'a']);
         const sum = [...all].reduce((total, tenant) => total + weightOf(tenant), 0);
         const slots = decoders.reduce((total, worker) => total + worker.slots, 0);
-        expect((of.get('a') ?? 0) + 1).toBeGreaterThan((slots * a) / sum);
+        const free = decoders.reduce((total, { freeSlots }) => total + Math.max(0, freeSlots), 0);
+        const isLast = free <= 1 && names.some((name) => !of.has(name));
+        if (!isLast) expect((of.get('a') ?? 0) + 1).toBeGreaterThan((slots * a) / sum);
         expect(of.get('a')).toBeGreaterThan(0);
         for (const worker of decoders) expect(worker.freeSlots).toBeLessThanOrEqual(Math.min(spare, worker.slots / 4));
       }),
@@ -71,6 +73,24 @@ describe('slots that are left free', () => {
     // Somebody who has none takes it.
     expect(leaves('b', counts, [{ address: 'd', slots, freeSlots }], ['a', 'b'], spare, EQUAL)).toBe(false);
   });
+
+  test.each([
+    [13, 1, ['a', 'b', 'c'], false], // two are free
+    [14, 1, ['a', 'b', 'c'], true],
+    [14, 1, ['a', 'b'], false], // nobody is without any
+    [14, 0, ['a', 'b', 'c'], false], // it is without any itself
+  ] as const)(
+    'of 16 slots %i and %i are held, %j are active: the second leaves the last one: %s',
+    (a, b, names, waits) => {
+      const counts = new Map([['a', a], ...(b > 0 ? [['b', b] as const] : [])]);
+      const free = 16 - a - b;
+      const decoders = [
+        { address: 'd0', slots: 8, freeSlots: Math.ceil(free / 2) },
+        { address: 'd1', slots: 8, freeSlots: Math.floor(free / 2) },
+      ];
+      expect(leaves('b', counts, decoders, names, 1, EQUAL)).toBe(waits);
+    },
+  );
 
   test('a tenant is active for a minute after it has asked', () => {
     const tenants = new ActiveTenants();
