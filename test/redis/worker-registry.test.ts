@@ -1,6 +1,6 @@
 import { expect, onTestFinished, test } from 'vitest';
 import { SystemSecret } from '../../services/lib/process/system-secret.ts';
-import { stayRegistered, WorkerRegistry } from '../../services/lib/redis/worker-registry.ts';
+import { WorkerRegistry } from '../../services/lib/redis/worker-registry.ts';
 import { keepingLog } from '../support/keeping-log.ts';
 import { redisCli, startRedis } from '../support/redis.ts';
 

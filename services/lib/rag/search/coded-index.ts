@@ -1,6 +1,6 @@
 /**
- * The best by cosine among hundreds of thousands of embeddings. One bit per dimension of each is compared with the query
- * first, which reads a 32nd of the memory; the half percent that seem best are compared in full.
+ * The best by cosine among hundreds of thousands of embeddings. One bit per dimension of each is compared with the
+ * query first, which reads a 32nd of the memory; the half percent that seem best are compared in full.
  *
  * The bits are the signs of an embedding after the mean has been taken from it and a random rotation, by which no
  * dimension has more to say than another. From them the product with a query is estimated without bias: RaBitQ, Gao and
