@@ -9,8 +9,8 @@
  * 14.9; with a million, where memory is the bound, 65 and 103 ms instead of 120 and 222. It takes a quarter more
  * memory.
  *
- * An approximate index (HNSW) answers faster, but takes minutes to build for a million chunks, and here every gateway
- * builds its own.
+ * Large indexes are searched by codes instead: see coded-index.ts. A graph (HNSW) answers faster still, but takes
+ * minutes to build for a million chunks, and here every gateway builds its own.
  */
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -193,7 +193,7 @@ export class DenseIndex implements EmbeddingIndex {
   }
 }
 
-/** The product of a query with the embedding that begins at `start`, rounded so that the order of sums decides no tie. */
+/** The product of a query with the embedding that begins at `start`, rounded: the order of sums decides no tie. */
 export function roundedProduct(embeddings: Float32Array, start: number, query: Float32Array): number {
   let sum = 0;
   for (let i = 0; i < query.length; i++) sum += embeddings[start + i]! * query[i]!;
