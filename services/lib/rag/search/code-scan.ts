@@ -1,6 +1,6 @@
 /**
  * Compares a query with the one-bit codes of many vectors: `and` and the count of bits, with the 128-bit instructions
- * of WebAssembly. A million codes of 256 bits take 12 ms of one core; JavaScript has no instruction that counts bits.
+ * of WebAssembly. 200,000 codes of 256 bits take 2.5 ms of one core; JavaScript has no instruction that counts bits.
  *
  * A query has four bits per dimension, in four planes: plane j has bit j of all of them. For each code the sum over j
  * of 2^j x (bits set both in the code and in plane j) is found: the sum of the query's levels where the code is 1.

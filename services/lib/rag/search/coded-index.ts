@@ -169,7 +169,8 @@ function thresholdOf(estimates: Float32Array, lowest: number, highest: number, w
   const scale = (CLASSES - 1) / (highest - lowest);
   if (!Number.isFinite(scale)) return lowest;
   const counts = new Uint32Array(CLASSES);
-  for (const estimate of estimates) counts[Math.floor((estimate - lowest) * scale)]!++; // NaN has no class
+  // NaN counts as the lowest. By index, because an iterator over a million numbers takes as long as the scan.
+  for (let i = 0; i < estimates.length; i++) counts[((estimates[i]! - lowest) * scale) | 0]!++;
   let [at, found] = [CLASSES, 0];
   while (at > 0 && found < wanted) found += counts[--at]!;
   return at === 0 ? lowest : lowest + at / scale;
