@@ -23,6 +23,8 @@ const ROUNDS = 10;
 export const REEMBED_SHARE = 25;
 /** Longest time of one round, in ms: the work steps back behind everything else of the machine. */
 const ROUND_PATIENCE_MS = 600_000;
+/** Pause between two looks at how far the work is, in ms: a look costs both gateways some reads of their store. */
+const LOOK_EVERY_MS = 2_000;
 /** Requests a second whose first tokens are timed. */
 const RATE = 10;
 /** How much later first tokens may come at p99, as a share. */
@@ -105,7 +107,7 @@ async function timed(scene: Scene): Promise<string> {
       fleet,
       'indexed for the candidate',
       ({ index }) => index !== null && index.repositories === repositories && index.current === repositories,
-      ROUND_PATIENCE_MS,
+      { patienceMs: ROUND_PATIENCE_MS, everyMs: LOOK_EVERY_MS },
     );
   await askRollout(fleet, address, { action: 'start', bundle: candidate, indexer, share: 0 });
   await rolloutReached(fleet, 'ready for the candidate', ({ index }) => {

@@ -111,7 +111,7 @@ export async function rolloutReached(
   fleet: Fleet,
   what: string,
   isSo: (status: RolloutAnswer) => boolean,
-  patienceMs = PATIENCE_MS,
+  { patienceMs = PATIENCE_MS, everyMs = 20 } = {},
 ): Promise<number> {
   const startMs = performance.now();
   for (;;) {
@@ -122,7 +122,7 @@ export async function rolloutReached(
     if (tookMs > patienceMs) {
       throw new ServingError('internal', `after ${patienceMs} ms not ${what}: ${JSON.stringify(statuses)}`);
     }
-    await sleep(20);
+    await sleep(everyMs);
   }
 }
 
