@@ -67,8 +67,8 @@ const SAMPLE_EVERY_MS = 2_000;
 const REFERENCES = 8;
 const MINUTE_MS = 60_000;
 /**
- * The parts before the attacks: each a share of the time, or so long. Of an hour 25 minutes are calm and 31 attacked, so
- * that p99 rests on some 1,000 requests on both sides.
+ * The parts before the attacks: each a share of the time, or so long. Of an hour 25 minutes are calm and 31 attacked,
+ * so that p99 rests on some 1,000 requests on both sides.
  */
 const UNDISTURBED = { share: 1 / 15, longestMs: 4 * MINUTE_MS };
 const CALM = { share: 5 / 12, longestMs: 25 * MINUTE_MS };

@@ -1,8 +1,8 @@
 /**
- * Decides which prompt is computed when. Prompts are computed one after another; between two chunks of a prompt a shorter
- * one of another tenant may pass it, and with shortest-first any shorter one. A prompt waits in the queue until a slot is free and gets a lease on
- * it at once, so that its KV can be pulled while later chunks still compute. The beginning that it shares with an
- * earlier prompt is not computed again.
+ * Decides which prompt is computed when. Prompts are computed one after another; between two chunks of a prompt a
+ * shorter one of another tenant may pass it, and with shortest-first any shorter one. A prompt waits in the queue until
+ * a slot is free and gets a lease on it at once, so that its KV can be pulled while later chunks still compute. The
+ * beginning that it shares with an earlier prompt is not computed again.
  */
 import { Deferred } from '../lib/async/deferred.ts';
 import type { KvDisk } from '../lib/kv/disk/kv-disk.ts';

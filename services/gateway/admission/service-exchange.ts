@@ -95,8 +95,8 @@ export const NEWS_EVERY_MS = 250;
 /** Shortest time between two news, in ms. */
 const SOONEST_NEWS_MS = 25;
 /**
- * Shortest time after which sequences make way where there are other gateways, in ms: then all have had the time to hear
- * for whom.
+ * Shortest time after which sequences make way where there are other gateways, in ms: then all have had the time to
+ * hear for whom.
  */
 export const HEARD_WITHIN_MS = 2 * SOONEST_NEWS_MS;
 /** News of a gateway that are older than this say nothing about who waits there, in ms. */
@@ -109,7 +109,9 @@ const NEWS_LIVE_MS = 4 * NEWS_EVERY_MS;
 const HOLDERS_LIVE_MS = 12 * NEWS_EVERY_MS;
 /** How long a tenant may be yielded to without being served, in ms: its gateway may have lost the workers. */
 export const PATIENCE_MS = 2_000;
-/** For so many ticks a total is told again, and that there is nothing any more: for as long as news are worth anything. */
+/**
+ * For so many ticks a total is told again, and that there is nothing any more: for as long as news are worth anything.
+ */
 const TOLD_TICKS = NEWS_LIVE_MS / NEWS_EVERY_MS;
 /** What another gateway has told of a tenant is remembered for so long, in ms: it repeats nothing that is so old. */
 const REMEMBERED_MS = 15 * NEWS_LIVE_MS;
