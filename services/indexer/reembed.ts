@@ -38,7 +38,8 @@ const chunksOfCall = (share: number) => Math.max(BATCH, Math.floor((CALL_CHUNKS 
 
 /**
  * Brings the side index closer to the repository's own index as it is now, and publishes it when nothing is left. Where
- * the repository's own index has this encoder's vectors, or is gone, a side index is not needed and is removed.
+ * the repository's own index has this encoder's vectors, or is gone, also while this runs, a side index is not needed and
+ * is removed.
  * @throws ServingError index_locked while another process does the same, store_unavailable, store_invalid; what the
  *   encoder throws; the signal's reason.
  */
@@ -51,6 +52,7 @@ export async function reembed(job: Reembedding): Promise<Reembedded> {
   const isNeeded = own !== undefined && contextFingerprint(own.head.fingerprint) !== wanted;
   if (isNeeded ? before?.head.of === own.head.version : before === undefined) return { embedded: 0, left: 0 };
   const writer = await store.lock(key, LOCK_TTL_MS);
+  const isGone = async () => (await store.head(repo)) === undefined;
   try {
     if (!isNeeded) {
       await writer.remove();
@@ -64,12 +66,16 @@ export async function reembed(job: Reembedding): Promise<Reembedded> {
     const now = missing.slice(0, chunksOfCall(paced.share));
     for (let start = 0; start < now.length; start += BATCH) {
       signal?.throwIfAborted();
+      if (await isGone()) return { embedded: start, left: 0 };
       const batch = now.slice(start, start + BATCH);
       await paced.run(() => encodeInto(writer, job, own.head, batch), signal);
     }
+    if (await isGone()) return { embedded: now.length, left: 0 };
     if (now.length === missing.length) await paced.run(() => publish(writer, own, encoder, before), signal);
     return { embedded: now.length, left: missing.length - now.length };
   } finally {
+    // Who removed the repository could not have this lock.
+    if (await isGone().catch(() => false)) await writer.remove().catch(() => {});
     await writer.release().catch(() => {});
   }
 }

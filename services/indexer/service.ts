@@ -1,6 +1,7 @@
 /**
  * The indexer as a gRPC service: it takes uploads and answers with progress and reports. All runs share one encoder.
  */
+import { setTimeout as sleep } from 'node:timers/promises';
 import { Paced } from '../lib/async/paced.ts';
 import { ServingError } from '../lib/process/errors.ts';
 import type { Logger } from '../lib/process/log.ts';
@@ -41,6 +42,8 @@ const MAX_RUNS = 4;
 const MAX_OF_TENANT = MAX_RUNS - 1;
 /** How long a removal keeps others out if it dies, in ms. */
 const DELETE_LOCK_MS = 15_000;
+/** How long a removal waits for who makes a side index of the repository, in ms. */
+const SIDE_PATIENCE_MS = 1_000;
 
 export function createIndexerService(store: Store, encoder: ContextEncoder, options: IndexerOptions, log: Logger) {
   let running = 0;
@@ -101,7 +104,8 @@ export function createIndexerService(store: Store, encoder: ContextEncoder, opti
     const existed = await removed(store, repo);
     // Whatever lies beside it goes with it: nobody asks for that any more.
     for (const side of await store.repositories(tenant, 'sides'))
-      if (mainKey(side) === repo) await removed(store, side);
+      if (mainKey(side) === repo && !(await removedSoon(store, side)))
+        log.info({ repo: side }, 'a side index is being made: who makes it removes it');
     if (!existed) throw new ServingError('repo_not_found', `there is no index of ${name}`, { param: 'repo' });
     log.info({ repo }, 'removed');
     return {};
@@ -133,6 +137,25 @@ async function removed(store: Store, key: string): Promise<boolean> {
     return await writer.remove();
   } finally {
     await writer.release().catch(() => {});
+  }
+}
+
+/**
+ * Removes a side index. Who is at work on it finds out itself that its repository is gone (reembed.ts), and removes it;
+ * the lock of one that is just about to end is waited for.
+ * @returns whether it is gone.
+ */
+async function removedSoon(store: Store, key: string): Promise<boolean> {
+  const untilMs = performance.now() + SIDE_PATIENCE_MS;
+  for (;;) {
+    try {
+      await removed(store, key);
+      return true;
+    } catch (error) {
+      if (ServingError.from(error).code !== 'index_locked') throw error;
+      if (performance.now() >= untilMs) return false;
+    }
+    await sleep(SIDE_PATIENCE_MS / 10);
   }
 }
 

@@ -135,6 +135,29 @@ test('side indexes are in no list of repositories, and go with their repository'
   expect(await withSideIndexes(store, 'next').head('shop')).toBeUndefined();
 });
 
+test.each(['next', 'last'])(
+  'a repository that is removed before the %s chunks are encoded leaves no side index',
+  async (which) => {
+    const { store, index, client } = await start();
+    const { chunks } = await index({ 'a.py': python('a', 660) });
+    const encoder = next();
+    let batches = 0;
+    encoder.before = async () => {
+      batches++;
+      if (batches === (which === 'next' ? 1 : Math.ceil(chunks / 64))) {
+        await client.delete({ tenant: 'default', repo: 'shop' }, SIGNAL);
+      }
+    };
+    await bringUpToDate(store, encoder);
+    expect(batches).toBe(which === 'next' ? 1 : Math.ceil(chunks / 64));
+    expect(await store.repositories('default')).toEqual([]);
+    expect(await store.repositories('default', 'sides')).toEqual([]);
+    const writer = await store.lock(sideKey('shop', 'next'), 1_000);
+    expect((await writer.stored('next')).size).toBe(0);
+    await writer.release();
+  },
+);
+
 test('a repository that is gone, or has these vectors itself, keeps no side index', async () => {
   const { store, index } = await start();
   await index({ 'a.py': python('a', 12) });
