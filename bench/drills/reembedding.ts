@@ -164,8 +164,8 @@ export function verdict(rounds: readonly Round[], encodingMs: number): string {
 }
 
 /**
- * @returns p99 as `quantile` gives it, where every round is there as often as said. It looks at the longest times alone:
- * links of the system that still serves run in this process, and must not wait until all is sorted 4,000 times.
+ * @returns p99 as `quantile` gives it, where every round is there as often as said. It looks at the longest times
+ * alone: links of the system that still serves run in this process, and must not wait until all is sorted 4,000 times.
  */
 function p99Of(rounds: readonly Round[], side: keyof Round): (times: readonly number[]) => number {
   const longest = rounds.flatMap((each, round) => each[side].map((ms) => ({ ms, round }))).sort((a, b) => b.ms - a.ms);

@@ -38,8 +38,8 @@ const chunksOfCall = (share: number) => Math.max(BATCH, Math.floor((CALL_CHUNKS 
 
 /**
  * Brings the side index closer to the repository's own index as it is now, and publishes it when nothing is left. Where
- * the repository's own index has this encoder's vectors, or is gone, also while this runs, a side index is not needed and
- * is removed.
+ * the repository's own index has this encoder's vectors, or is gone, also while this runs, a side index is not needed
+ * and is removed.
  * @throws ServingError index_locked while another process does the same, store_unavailable, store_invalid; what the
  *   encoder throws; the signal's reason.
  */
