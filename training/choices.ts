@@ -23,6 +23,9 @@ export type Arm = (typeof ARMS)[number];
 /** What the reward of a rollout is compared with: nothing, or the greedy rollout's (self-critical training). */
 export const BASELINES = ['none', 'scst'] as const;
 
+/** What a projector begins with: random numbers, or the embeddings of the tokens of a chunk; see token-start.ts. */
+export const STARTS = ['random', 'tokens'] as const;
+
 /** How a projector is prepared before its training: the two schemes of the paper's Appendix E. */
 export const PRETRAIN_SCHEMES = ['reconstruct', 'memory'] as const;
 

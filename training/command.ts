@@ -21,6 +21,7 @@ import {
   PRETRAIN_SCHEMES,
   PROVIDERS,
   SCHEDULES,
+  STARTS,
   SWEPT,
 } from './choices.ts';
 import type { Pretraining } from './pretrain/settings.ts';
@@ -106,7 +107,12 @@ export function trainCommand(): Command {
     .option('--validation <path>', 'samples to validate on, in the same form; of a folder its validation split')
     .requiredOption('--to <dir>', 'folder of the run; a run that lies there goes on')
     .option('--embeddings <dir>', 'folder of embeddings that several runs share; within --to where not given')
-    .option('--from <path>', 'projector to begin with, as export takes it: a second stage; random where not given');
+    .option('--from <path>', 'projector to begin with, as export takes it: a second stage; random where not given')
+    .addOption(
+      new Option('--start <how>', 'what a new projector begins with: random numbers, or the tokens of each chunk')
+        .choices(STARTS)
+        .conflicts('from'),
+    );
   return withPretraining(withSteps(withWeights(command)))
     .addOption(
       new Option('--pretrain <scheme>', "a stage before the steps, of the paper's Appendix E").choices(
@@ -133,7 +139,15 @@ export function trainCommand(): Command {
 
 type GivenToSweep = Omit<
   Given,
-  keyof GivenPretraining | 'pretrain' | 'pretrainOnly' | 'until' | 'patience' | 'embeddings' | 'from' | 'validation'
+  | keyof GivenPretraining
+  | 'pretrain'
+  | 'pretrainOnly'
+  | 'until'
+  | 'patience'
+  | 'embeddings'
+  | 'from'
+  | 'start'
+  | 'validation'
 > & {
   readonly validation: string;
   readonly range?: readonly Range[];
@@ -240,6 +254,7 @@ type GivenToAblate = Omit<
   | 'validation'
   | 'embeddings'
   | 'from'
+  | 'start'
   | 'patience'
   | 'ce'
   | 'reinforce'

@@ -5,7 +5,7 @@ import { isDeepStrictEqual } from 'node:util';
 import type { AlignmentForm } from '../../services/lib/model/graph/projector-training.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { reasonOf } from '../../services/lib/process/os-errors.ts';
-import type { BASELINES, FROZEN_FORMATS, PROVIDERS, SCHEDULES } from '../choices.ts';
+import type { BASELINES, FROZEN_FORMATS, PROVIDERS, SCHEDULES, STARTS } from '../choices.ts';
 import type { EncoderChoices } from '../data/embeddings.ts';
 import type { Pretraining } from '../pretrain/settings.ts';
 import type { LossWeights } from '../step/pass.ts';
@@ -26,6 +26,8 @@ export interface TrainOptions {
   readonly embeddings?: string;
   /** The projector that the run begins with, as the export takes one; random numbers where not given. */
   readonly from?: string | undefined;
+  /** What a new projector begins with; random numbers where not given. */
+  readonly start?: (typeof STARTS)[number] | undefined;
   readonly steps: number;
   /** How often all samples are seen, in place of steps where given. */
   readonly epochs?: number | undefined;

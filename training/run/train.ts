@@ -28,6 +28,7 @@ import { type DataRow, type DataSet, readDataSet } from '../data/rows.ts';
 import { encodeChunks, SampleMaker } from '../data/samples.ts';
 import { Judge } from '../evaluate/judge.ts';
 import { DistinctChunks } from '../pretrain/chunks.ts';
+import { START_CHUNKS, tokenStart } from '../pretrain/token-start.ts';
 import type { SessionPlace } from '../step/graph-session.ts';
 import { ModelPass, type ModelPlace, TeacherPass } from '../step/pass.ts';
 import { initialParameters, readParameters, TrainableProjector, tableScale } from '../step/projector.ts';
@@ -84,7 +85,9 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
   const encoding = new EncodingAhead({ embeddings, samples, ...ofSteps }, (text) => progress.update(text));
   const widths = widthsOf(options.layers, embeddings.dim, spec.hidden);
   const shapes = projectorShapes({ widths });
-  const { initial, ...begun } = await beginning(options, widths, { spec, weights: llm.weights });
+  const { initial: first, ...begun } = await beginning(options, widths, { spec, weights: llm.weights });
+  const network = { spec, weights: llm.weights, tokenizer, samples, embeddings, data, place: projectorPlace };
+  const initial = await startOf({ ...network, options, widths, initial: first }, encoding, progress, signal);
   const before = { options, place, projectorPlace, widths, shapes, initial, tokenizer, samples, embeddings, data };
   const stage = await stageBefore(before, encoding, progress, signal);
   if (stage && options.pretrainOnly) return stage.report;
@@ -136,6 +139,32 @@ async function beginning(
   if (from === undefined) return { initial: initialParameters({ widths }, await tableScale(spec, weights), seed) };
   const { parameters, digest } = await readParameters(from, { widths });
   return { initial: parameters, from: digest };
+}
+
+interface StartParts extends Omit<Parameters<typeof tokenStart>[0], 'chunks'> {
+  readonly options: TrainOptions;
+  readonly samples: SampleMaker;
+  readonly data: DataSet;
+}
+
+/** The parameters of a new run: random numbers, or what --start says. Those of a run that goes on are not needed. */
+async function startOf(
+  { options, samples, data, ...parts }: StartParts,
+  encoding: EncodingAhead,
+  progress: Progress,
+  signal: AbortSignal,
+) {
+  const { start, to } = options;
+  if (start !== 'tokens' || (await hasCheckpoint(join(to, 'checkpoints')))) return parts.initial;
+  const chunks = new DistinctChunks(data.rows, samples, START_CHUNKS);
+  const told = (text: string) => progress.update(text);
+  await encoding.until(-1, signal);
+  await encodeChunks(chunks.rows, samples, parts.embeddings, told, signal);
+  told(`fitting the projector to the tokens of ${chunks.count} chunks`);
+  const { parameters, cosine } = await tokenStart({ ...parts, chunks }, signal);
+  progress.succeed(`soft tokens have a cosine of ${cosine.toFixed(3)} to the tokens of their ${chunks.count} chunks`);
+  progress.start('training');
+  return parameters;
 }
 
 async function embedAll(

@@ -56,10 +56,15 @@ export function initialParameters(spec: ProjectorSpec, scale: number, seed: numb
  * Root mean square of the values in a language model's table of embeddings.
  * @throws ServingError checkpoint_invalid
  */
-export async function tableScale({ vocab, hidden }: DecoderSpec, weights: TensorSource): Promise<number> {
-  const table = await expectTensor(weights, `${tensorPrefix(weights)}embed_tokens.weight`, [vocab, hidden])();
-  return Math.sqrt(table.reduce((sum, value) => sum + value * value, 0) / table.length);
-}
+export const tableScale = async (spec: DecoderSpec, weights: TensorSource): Promise<number> =>
+  rootMeanSquare(await embeddingTable(spec, weights));
+
+/** A language model's table of embeddings: [vocab, hidden]. @throws ServingError checkpoint_invalid */
+export const embeddingTable = ({ vocab, hidden }: DecoderSpec, weights: TensorSource): Promise<Float32Array> =>
+  expectTensor(weights, `${tensorPrefix(weights)}embed_tokens.weight`, [vocab, hidden])();
+
+export const rootMeanSquare = (values: Float32Array): number =>
+  Math.sqrt(values.reduce((sum, value) => sum + value * value, 0) / values.length);
 
 /**
  * The parameters of a projector that was trained before, and their SHA-256 in hex.
