@@ -13,7 +13,8 @@ const MOST_KEYS = 4_096;
 
 /**
  * Requests that may wait. A client may have left meanwhile and come again on other connections, so that their number
- * bounds nothing. Each takes some KiB, at worst 32 KiB of headers and of the body that Node reads ahead: 128 MiB in all.
+ * bounds nothing. Each takes some KiB, at worst 32 KiB of headers and of the body that Node reads ahead: 128 MiB in
+ * all.
  */
 const MOST_WAITING = 4_096;
 

@@ -28,8 +28,8 @@ type LagFigure = keyof typeof LAG_FIGURES;
 export const LAG_FIGURE_NAMES = Object.keys(LAG_FIGURES) as LagFigure[];
 
 /**
- * Node's own monitorEventLoopDelay cannot pause: its first tick after a pause counts the pause as a delay, up to minutes
- * that never were.
+ * Node's own monitorEventLoopDelay cannot pause: its first tick after a pause counts the pause as a delay, up to
+ * minutes that never were.
  */
 export class LoopLag {
   readonly #now: () => number;

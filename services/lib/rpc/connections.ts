@@ -15,8 +15,8 @@ import { type Client, connectivityState } from '@grpc/grpc-js';
 const BURST = 500;
 const PER_SECOND = 30;
 /**
- * A connection that does not come about in this time, in which calls wait for it and are given up, is tried anew, in ms.
- * It may be longer than each of them waits (--stall-timeout-ms).
+ * A connection that does not come about in this time, in which calls wait for it and are given up, is tried anew, in
+ * ms. It may be longer than each of them waits (--stall-timeout-ms).
  */
 const KNOCKING_MS = 3_000;
 
