@@ -1,12 +1,14 @@
 // Builds unless `dist/` was made of the sources as they are: a build takes 5 s of CPU time, nearly as much as starting
 // the system. Used by `npm start` and `npm run demo`.
 import { execFileSync } from 'node:child_process';
-import { existsSync, readdirSync, statSync, utimesSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readdirSync, readFileSync, statSync, utimesSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 
-const INPUTS = ['services', 'bench', 'training', 'test', 'page', 'protos', 'tsconfig.json', 'package-lock.json'];
+const SOURCES = ['services', 'bench', 'training', 'test', 'page', 'protos'];
+const INPUTS = [...SOURCES, 'tsconfig.json', 'package.json', 'package-lock.json'];
 /** The build writes it. */
 const GENERATED = join('services', 'lib', 'rpc', 'gen');
+/** Its time is that of the build, and its text the number of files and folders beside it. */
 const STAMP = join('dist', '.built');
 
 /** The time of the last change below a path, in ms. A folder changes with the names in it. */
@@ -17,10 +19,19 @@ function changedMs(path) {
   return readdirSync(path).reduce((latest, name) => Math.max(latest, changedMs(join(path, name))), entry.mtimeMs);
 }
 
-const started = new Date();
-const builtMs = existsSync(STAMP) ? statSync(STAMP).mtimeMs : 0;
-if (INPUTS.some((path) => changedMs(path) >= builtMs)) {
+/** How much there is in `dist/`, of which somebody may have deleted a part. */
+const builtNames = () => String(readdirSync('dist', { recursive: true }).filter((name) => name !== '.built').length);
+
+function isCurrent() {
+  const stamp = statSync(STAMP, { throwIfNoEntry: false });
+  if (stamp === undefined || readFileSync(STAMP, 'utf8') !== builtNames()) return false;
+  return INPUTS.every((path) => changedMs(path) < stamp.mtimeMs);
+}
+
+if (!isCurrent()) {
+  mkdirSync(GENERATED, { recursive: true }); // its coming is no change of a source
+  const started = new Date();
   execFileSync('npm', ['run', '--silent', 'build'], { stdio: 'inherit', shell: process.platform === 'win32' });
-  writeFileSync(STAMP, '');
+  writeFileSync(STAMP, builtNames());
   utimesSync(STAMP, started, started); // what is changed while it builds is built at the next start
 }

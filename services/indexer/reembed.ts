@@ -53,6 +53,7 @@ export async function reembed(job: Reembedding): Promise<Reembedded> {
   if (isNeeded ? before?.head.of === own.head.version : before === undefined) return { embedded: 0, left: 0 };
   const writer = await store.lock(key, LOCK_TTL_MS);
   const isGone = async () => (await store.head(repo)) === undefined;
+  let embedded = 0;
   try {
     if (!isNeeded) {
       await writer.remove();
@@ -66,13 +67,19 @@ export async function reembed(job: Reembedding): Promise<Reembedded> {
     const now = missing.slice(0, chunksOfCall(paced.share));
     for (let start = 0; start < now.length; start += BATCH) {
       signal?.throwIfAborted();
-      if (await isGone()) return { embedded: start, left: 0 };
+      if (await isGone()) return { embedded, left: 0 };
       const batch = now.slice(start, start + BATCH);
       await paced.run(() => encodeInto(writer, job, own.head, batch), signal);
+      embedded += batch.length;
     }
-    if (await isGone()) return { embedded: now.length, left: 0 };
+    if (await isGone()) return { embedded, left: 0 };
     if (now.length === missing.length) await paced.run(() => publish(writer, own, encoder, before), signal);
-    return { embedded: now.length, left: missing.length - now.length };
+    return { embedded, left: missing.length - embedded };
+  } catch (error) {
+    signal?.throwIfAborted();
+    // Removed after it was last looked for, perhaps in a rest: its chunks are not damaged.
+    if (await isGone().catch(() => false)) return { embedded, left: 0 };
+    throw error;
   } finally {
     // Who removed the repository could not have this lock.
     if (await isGone().catch(() => false)) await writer.remove().catch(() => {});

@@ -158,6 +158,18 @@ test.each(['next', 'last'])(
   },
 );
 
+test('a repository that is removed while the work rests ends it without a failure, and leaves no side index', async () => {
+  const { store, index, client } = await start();
+  await index({ 'a.py': python('a', 12) });
+  let nowMs = 0;
+  const sleep = async () => {
+    await client.delete({ tenant: 'default', repo: 'shop' }, SIGNAL);
+  };
+  const paced = new Paced(0.1, { now: () => nowMs++, sleep });
+  expect(await reembed({ repo: 'shop', store, encoder: next(), paced })).toEqual({ embedded: 0, left: 0 });
+  expect(await store.repositories('default', 'sides')).toEqual([]);
+});
+
 test('a repository that is gone, or has these vectors itself, keeps no side index', async () => {
   const { store, index } = await start();
   await index({ 'a.py': python('a', 12) });

@@ -49,7 +49,7 @@ test('a process behind all others has the idle policy in all threads, or else th
 });
 
 test('decode workers step back behind the prefill workers of their machine, unless none is to step back', async () => {
-  expect([0, 1, 5, 17].map(decodeNice)).toEqual([0, 6, 10, 19]);
+  expect([0, 1, 5, 17, 20].map(decodeNice)).toEqual([0, 6, 10, 19, 20]);
   const nice = getPriority() + 2;
   const system = await startTestSystem(TINY_CODER, { nice });
   onTestFinished(() => system.close());

@@ -41,7 +41,10 @@ test.each(['http_proxy', 'https_proxy', 'grpc_proxy', 'all_proxy', 'HTTP_PROXY']
   },
 );
 
-test('a connection that does not come about is tried anew when a call has waited for it', async () => {
+test.each([
+  ['a call has waited for it', [3_000]],
+  ['calls have waited for it, each for a short time', [1_600, 1_600]],
+])('a connection that does not come about is tried anew when %s', async (_, waits) => {
   const { server } = await startPrefill();
   const [host, port] = server.address.split(':');
   let connections = 0;
@@ -72,7 +75,7 @@ test('a connection that does not come about is tried anew when a call has waited
   };
   await givenUpAfter(0);
   expect(connections, 'a call that is given up at once says nothing of the connection').toBe(1);
-  await givenUpAfter(3_000);
+  for (const ms of waits) await givenUpAfter(ms);
   expect(await prefill.describe(AbortSignal.timeout(60_000))).toMatchObject({ role: 'prefill' });
   expect(connections).toBe(2);
 });

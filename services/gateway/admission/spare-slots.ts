@@ -60,8 +60,8 @@ export function sharingTenants(
 /**
  * Whether the slots that are free are left to others: a sequence more would give the tenant more than its share of all
  * slots, and no worker has more of them free than it keeps to spare; or one slot of all is free at most, and somebody
- * holds none. Where none is free, a sequence that waited in a
- * worker would have the next one: so it waits in the gateway.
+ * holds none. Where none is free, a sequence that waited in a worker would have the next one: so it waits in the
+ * gateway.
  * @param held sequences of the tenant, by all gateways.
  * @param decoders workers whose slots hold the sequence.
  * @param sharing the tenant is among them if it holds any.

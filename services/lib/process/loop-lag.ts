@@ -2,7 +2,7 @@
  * The lag of the event loop: the times from one tick of a timer of 10 ms to the next. That timer wakes a process that
  * has nothing to do 100 times a second, which takes 0.1 % of a core. So it runs only while the loop is busy.
  */
-import { type IntervalHistogram, monitorEventLoopDelay, performance } from 'node:perf_hooks';
+import { createHistogram, type Histogram, performance } from 'node:perf_hooks';
 
 /** Time from one tick to the next, in ms. Every delay contains it, as in prom-client's own figures. */
 export const LAG_RESOLUTION_MS = 10;
@@ -23,17 +23,23 @@ const LAG_FIGURES = {
   p50: (delays) => delays.percentile(50),
   p90: (delays) => delays.percentile(90),
   p99: (delays) => delays.percentile(99),
-} as const satisfies Record<string, (delays: IntervalHistogram) => number>;
+} as const satisfies Record<string, (delays: Histogram) => number>;
 type LagFigure = keyof typeof LAG_FIGURES;
 export const LAG_FIGURE_NAMES = Object.keys(LAG_FIGURES) as LagFigure[];
 
+/**
+ * Node's own monitorEventLoopDelay cannot pause: its first tick after a pause counts the pause as a delay, up to
+ * minutes that never were.
+ */
 export class LoopLag {
-  readonly #delays: IntervalHistogram;
+  readonly #now: () => number;
+  readonly #delays = createHistogram();
+  #ticks: NodeJS.Timeout | undefined;
   #before = performance.eventLoopUtilization();
 
-  /** @param delays of ticks of {@link LAG_RESOLUTION_MS}. */
-  constructor(delays = monitorEventLoopDelay({ resolution: LAG_RESOLUTION_MS })) {
-    this.#delays = delays;
+  /** @param now monotonic clock, in ms. */
+  constructor(now = () => performance.now()) {
+    this.#now = now;
     setInterval(() => this.ask(), ASK_EVERY_MS).unref();
   }
 
@@ -42,8 +48,23 @@ export class LoopLag {
    * @param utilization share of that time in which the loop worked.
    */
   ask(utilization = this.#utilization()): void {
-    if (utilization >= BUSY) this.#delays.enable();
-    else this.#delays.disable();
+    if (utilization >= BUSY) this.#ticks ??= this.#startTicks();
+    else this.#stopTicks();
+  }
+
+  #startTicks(): NodeJS.Timeout {
+    let lastMs = this.#now();
+    const tick = () => {
+      const nowMs = this.#now();
+      this.#delays.record(Math.max(1, Math.round((nowMs - lastMs) * 1e6)));
+      lastMs = nowMs;
+    };
+    return setInterval(tick, LAG_RESOLUTION_MS).unref();
+  }
+
+  #stopTicks(): void {
+    clearInterval(this.#ticks);
+    this.#ticks = undefined;
   }
 
   /** The figures since this was last called, in seconds; those of ticks in time where the loop was never busy. */

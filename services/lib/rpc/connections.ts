@@ -14,7 +14,10 @@ import { type Client, connectivityState } from '@grpc/grpc-js';
 /** Half of the server's limit: the calls still running on a connection that is left may be cancelled as well. */
 const BURST = 500;
 const PER_SECOND = 30;
-/** A connection that does not come about while a call waits for so long and is given up is tried anew, in ms. */
+/**
+ * A connection that does not come about in this time, in which calls wait for it and are given up, is tried anew, in
+ * ms. It may be longer than each of them waits (--stall-timeout-ms).
+ */
 const KNOCKING_MS = 3_000;
 
 interface Connection<C> {
@@ -23,8 +26,8 @@ interface Connection<C> {
   /** Resets that the connection may still see, as of `countedAtMs`. */
   resets: number;
   countedAtMs: number;
-  /** Whether it did not come about in time. */
-  isStuck: boolean;
+  /** When the first call began that waited for it to come about, if none has found it there since. */
+  awaitedSinceMs: number | undefined;
 }
 
 /** A client for one call. */
@@ -58,7 +61,8 @@ export class Connections<C extends Pick<Client, 'close' | 'getChannel'>> {
       release: (reset) => {
         connection.calls--;
         if (reset) connection.resets--;
-        if (reset && performance.now() - sinceMs >= KNOCKING_MS) connection.isStuck ||= isConnecting(connection.client);
+        if (!reset || !isConnecting(connection.client)) connection.awaitedSinceMs = undefined;
+        else connection.awaitedSinceMs ??= sinceMs;
         if (connection !== this.#current && connection.calls === 0) connection.client.close();
       },
     };
@@ -77,9 +81,10 @@ export class Connections<C extends Pick<Client, 'close' | 'getChannel'>> {
       const refilled = (PER_SECOND * (nowMs - current.countedAtMs)) / 1000;
       current.resets = Math.min(BURST, current.resets + refilled);
       current.countedAtMs = nowMs;
-      if ((current.resets >= 1 && !current.isStuck) || this.#closed) return current;
+      const isStuck = nowMs - (current.awaitedSinceMs ?? nowMs) >= KNOCKING_MS && isConnecting(current.client);
+      if ((current.resets >= 1 && !isStuck) || this.#closed) return current;
     }
-    this.#current = { client: this.#connect(), calls: 0, resets: BURST, countedAtMs: nowMs, isStuck: false };
+    this.#current = { client: this.#connect(), calls: 0, resets: BURST, countedAtMs: nowMs, awaitedSinceMs: undefined };
     if (current?.calls === 0) current.client.close();
     return this.#current;
   }

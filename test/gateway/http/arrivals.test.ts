@@ -52,7 +52,7 @@ test('all keys of a tenant are one client, and so are all keys from one address 
   for (const key of ['a1', 'a2', 'a1']) arrive(key, request(key, '10.0.0.2'));
   arrive('other', request('made-up-3', '10.0.0.3'));
   for (let round = 0; round < 8; round++) await nextRound();
-  expect(begun).toEqual(['begins', 'made-up-1', 'a1', 'other', 'made-up-2', 'a2', 'undefined', 'a1']);
+  expect(begun).toEqual(['begins', 'a1', 'made-up-1', 'a2', 'other', 'a1', 'made-up-2', 'undefined']);
 });
 
 test('no more than 4,096 keys are remembered: those that were used last', async () => {
@@ -66,5 +66,27 @@ test('no more than 4,096 keys are remembered: those that were used last', async 
   arrive('begins', request(undefined));
   for (const key of ['made-up', 'made-up', 'key-0', 'key-4095', 'used-again']) arrive(key, request(key));
   for (let round = 0; round < 5; round++) await nextRound();
-  expect(begun).toEqual(['begins', 'made-up', 'key-4095', 'used-again', 'made-up', 'key-0']);
+  expect(begun).toEqual(['begins', 'key-4095', 'made-up', 'used-again', 'made-up', 'key-0']);
+});
+
+test('strangers of any number of addresses take every other turn, and the rest is for tenants', async () => {
+  const arrivals = new Arrivals();
+  for (const tenant of ['x', 'y']) arrivals.knows(tenant, tenant);
+  const { begun, arrive } = watched(arrivals);
+  for (let i = 0; i < 1_000; i++) arrive(`stranger ${i}`, request(`made-up-${i}`, `2001:db8::${i.toString(16)}`));
+  for (const tenant of ['x', 'y']) arrive(tenant, request(tenant));
+  for (let round = 0; round < 4; round++) await nextRound();
+  expect(begun.slice(1)).toEqual(['x', 'stranger 1', 'y', 'stranger 2']);
+});
+
+test('no more than 4,096 requests wait: one more lets the oldest one of its client begin', () => {
+  const arrivals = new Arrivals();
+  arrivals.knows('honest', 'honest');
+  const { begun, arrive } = watched(arrivals);
+  for (let i = 0; i <= 4_096; i++) arrive(`flood ${i}`, request(undefined));
+  expect(begun).toEqual(['flood 0']);
+  for (let i = 4_097; i < 5_000; i++) arrive(`flood ${i}`, request(undefined));
+  expect(begun).toEqual(Array.from({ length: 904 }, (_, i) => `flood ${i}`));
+  arrive('honest', request('honest'));
+  expect(begun.at(-1)).toBe('honest');
 });
