@@ -155,7 +155,8 @@ export function verdict(rounds: readonly Round[], encodingMs: number): string {
     ).toFixed(1);
   const percent = (share: number) => `${(100 * share).toFixed(1)} %`;
   const said =
-    `${CHUNKS} chunks encoded in ${(encodingMs / 1000).toFixed(0)} s, in ${REEMBED_SHARE} % of the time; TTFT of ${rounds.flatMap(({ busyMs }) => busyMs).length} ` +
+    `${CHUNKS} chunks encoded in ${(encodingMs / 1000).toFixed(0)} s, in ${REEMBED_SHARE} % of the time; TTFT of ` +
+    `${rounds.flatMap(({ busyMs }) => busyMs).length} ` +
     `requests meanwhile p50 ${all('busyMs', 0.5)}, p99 ${all('busyMs', 0.99)} ms, and of as many without p50 ` +
     `${all('calmMs', 0.5)}, p99 ${all('calmMs', 0.99)} ms: p99 rose by ${percent(rise(rounds.map(() => 1)))} ` +
     `(interval ${percent(low)} to ${percent(high)})`;
