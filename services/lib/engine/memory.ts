@@ -96,7 +96,8 @@ export function assertFitsMachine(need: EngineMemory, capacity: number): void {
   if (weights + kv + logits + verify <= available) return;
   throw new ServingError(
     'out_of_memory',
-    `${described(need, capacity)}; the machine has ${sizeText(available)}; lower --slots or --capacity${verify > 0 ? ', or set --speculation off' : ''}`,
+    `${described(need, capacity)}; the machine has ${sizeText(available)}; lower --slots or --capacity` +
+      (verify > 0 ? ', or set --speculation off' : ''),
   );
 }
 

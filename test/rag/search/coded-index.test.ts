@@ -3,6 +3,7 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { CODE_STEP, CodeScan, MOST_BITS, QUERY_BITS } from '../../../services/lib/rag/search/code-scan.ts';
 import { CodedIndex } from '../../../services/lib/rag/search/coded-index.ts';
+import { denseSearches } from '../../support/dense-searches.ts';
 
 /** Numbers from -1 to 1. */
 function noiseFrom(seed: number) {
@@ -73,20 +74,8 @@ describe('sums of levels', () => {
 });
 
 test('up to as many embeddings as are compared in full, it finds what brute force finds', async () => {
-  const value = fc.integer({ min: -9, max: 9 });
-  const cases = fc.integer({ min: 1, max: 12 }).chain((dim) => {
-    const vector = fc
-      .array(value, { minLength: dim, maxLength: dim })
-      .map((values) => Float32Array.from(values.some((v) => v !== 0) ? values : [1, ...values.slice(1)]));
-    return fc.record({
-      dim: fc.constant(dim),
-      vectors: fc.array(vector, { minLength: 1, maxLength: 40 }),
-      query: vector,
-      topK: fc.integer({ min: 0, max: 12 }),
-    });
-  });
   await fc.assert(
-    fc.asyncProperty(cases, async ({ dim, vectors, query, topK }) => {
+    fc.asyncProperty(denseSearches, async ({ dim, vectors, query, topK }) => {
       const hits = await (await indexOf(vectors, dim)).search(query, topK);
       const brute = bruteForce(vectors, query, topK);
       expect(hits).toHaveLength(brute.length);

@@ -2,6 +2,7 @@ import fc from 'fast-check';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { DenseIndex, DenseScorer } from '../../../services/lib/rag/search/dense.ts';
 import { fuse, fusedDepth } from '../../../services/lib/rag/search/fused.ts';
+import { denseSearches } from '../../support/dense-searches.ts';
 
 let scorer: DenseScorer;
 beforeAll(async () => {
@@ -19,21 +20,8 @@ const cosine = (a: Float32Array, b: Float32Array) =>
   a.reduce((sum, value, i) => sum + value * b[i]!, 0) / (Math.hypot(...a) * Math.hypot(...b));
 
 test('dense search finds what brute force finds', async () => {
-  const value = fc.integer({ min: -9, max: 9 });
-  const cases = fc.integer({ min: 1, max: 12 }).chain((dim) => {
-    const vector = fc
-      .array(value, { minLength: dim, maxLength: dim })
-      .map((values) => Float32Array.from(values.some((v) => v !== 0) ? values : [1, ...values.slice(1)]));
-    return fc.record({
-      dim: fc.constant(dim),
-      vectors: fc.array(vector, { minLength: 1, maxLength: 40 }),
-      query: vector,
-      topK: fc.integer({ min: 0, max: 12 }),
-      start: fc.nat({ max: 40 }),
-    });
-  });
   await fc.assert(
-    fc.asyncProperty(cases, async ({ dim, vectors, query, topK, start }) => {
+    fc.asyncProperty(denseSearches, fc.nat({ max: 40 }), async ({ dim, vectors, query, topK }, start) => {
       const excludes = (ordinal: number) => ordinal >= start && ordinal < start + 3;
       const hits = await indexOf(vectors, dim).search(query, topK, { excludes });
       const brute = vectors
