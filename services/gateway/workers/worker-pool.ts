@@ -63,8 +63,9 @@ export interface WorkerPoolOptions
   extends Pick<WorkerPoolConfig, 'connectTimeoutMs' | 'stallTimeoutMs' | 'localPrefill' | 'localPrefillTokens'> {
   /** SHA-256 (hex) of the bundle that this gateway tokenizes for. */
   readonly fingerprint: string;
-  readonly connectPrefill: (address: string) => PrefillClient;
-  readonly connectDecode: (address: string) => DecodeClient;
+  /** @param onBroken called when a connection that was there has broken. */
+  readonly connectPrefill: (address: string, onBroken?: () => void) => PrefillClient;
+  readonly connectDecode: (address: string, onBroken?: () => void) => DecodeClient;
   /** Sequences that other gateways say they have given a decode worker; 0 by default. */
   readonly sequencesElsewhere?: (address: string) => number;
   /** Pause between two questions to a worker, in ms. */
@@ -113,6 +114,7 @@ export class WorkerPool {
       stallTimeoutMs,
       isMeasured: options.isMeasured ?? true,
       onRoom: () => this.#notify(),
+      onBroken: () => this.refreshSoon(),
       onAnswer: () => {
         if (this.#gathering === undefined) this.#notify();
         else this.#hasGathered = true;
