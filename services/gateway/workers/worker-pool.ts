@@ -373,7 +373,7 @@ export class WorkerPool {
 /**
  * Whether a decode worker may be given one more sequence, so that KV pressure stays bounded: at most 1.5 x its slots.
  * A sequence whose prompt is computed then finds the next free slot; the others wait in the gateway as tokens that cost
- * nothing yet. A gateway with no sequence there may always send one, because its view of other gateways is 1 s old.
+ * nothing yet. A gateway with no sequence there may always send one, because its view of other gateways is old by then.
  */
 function hasDecodeRoom({ description, load, totalLoad }: Worker<DecodeClient>): boolean {
   const slots = description?.slots ?? 0;
