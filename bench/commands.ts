@@ -21,6 +21,7 @@ import { PLAN_COMMAND } from './plan/command.ts';
 import { EVALUATE_COMMAND } from './quality/command.ts';
 import { DENSE_COMMAND, RECALL_COMMAND, RETRIEVAL_COMMAND } from './retrieval/command.ts';
 import { SPECULATION_COMMAND } from './speculation/command.ts';
+import { START_COMMAND } from './start/command.ts';
 import { TABLES_COMMAND } from './tables/command.ts';
 import { TRAINING_COMMAND } from './training/command.ts';
 import { TYPING_COMMAND } from './typing/command.ts';
@@ -49,6 +50,7 @@ export function benchCommand(): Command {
     makeCommand(TRAINING_COMMAND, async (options) => (await import('./training/run.ts')).runTraining(options)),
     makeCommand(FAIRNESS_COMMAND, async (options) => (await import('./fairness/run.ts')).runFairness(options)),
     makeCommand(SPECULATION_COMMAND, async (options) => (await import('./speculation/run.ts')).runSpeculation(options)),
+    makeCommand(START_COMMAND, async (options) => (await import('./start/run.ts')).runStart(options)),
     makeCommand(DRILLS_COMMAND, async (options) => (await import('./drills/run.ts')).runDrillsBench(options)),
     makeCommand(SOAK_COMMAND, async (options) => (await import('./drills/run.ts')).runSoakBench(options)),
     makeCommand(ALL_COMMAND, async (options, given) => (await import('./all/run.ts')).runAll(options, given)),

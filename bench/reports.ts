@@ -15,6 +15,7 @@ import { QUALITY } from './quality/report.ts';
 import type { Bench } from './report/report.ts';
 import { DENSE, RECALL, RETRIEVAL } from './retrieval/report.ts';
 import { SPECULATION } from './speculation/report.ts';
+import { START } from './start/report.ts';
 import { TABLES } from './tables/report.ts';
 import { TRAINING } from './training/report.ts';
 import { TYPING } from './typing/report.ts';
@@ -44,5 +45,6 @@ export const PAGES: readonly Page[] = [
   { folder: 'plan', benches: [PLAN] },
   { folder: 'fairness', benches: [FAIRNESS] },
   { folder: 'speculation', benches: [SPECULATION] },
+  { folder: 'start', benches: [START] },
   { folder: 'drills', benches: [DRILLS_BENCH, SOAK_BENCH] },
 ];

@@ -1,8 +1,10 @@
 // Builds unless `dist/` was made of the sources as they are: a build takes 5 s of CPU time, nearly as much as starting
-// the system. Used by `npm start` and `npm run demo`.
+// the system. Then this process becomes the command `llavacode`, with the words that were given: another one would take
+// longer to come up. Used by `npm start` and `npm run demo`.
 import { execFileSync } from 'node:child_process';
 import { mkdirSync, readdirSync, readFileSync, statSync, utimesSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
+import { pathToFileURL } from 'node:url';
 
 const SOURCES = ['services', 'bench', 'training', 'test', 'page', 'protos'];
 const INPUTS = [...SOURCES, 'tsconfig.json', 'package.json', 'package-lock.json'];
@@ -34,4 +36,10 @@ if (!isCurrent()) {
   execFileSync('npm', ['run', '--silent', 'build'], { stdio: 'inherit', shell: process.platform === 'win32' });
   writeFileSync(STAMP, builtNames());
   utimesSync(STAMP, started, started); // what is changed while it builds is built at the next start
+}
+
+const words = process.argv.slice(2);
+if (words.length > 0) {
+  process.argv[1] = resolve('dist', 'services', 'cli.js');
+  await import(pathToFileURL(process.argv[1]).href);
 }

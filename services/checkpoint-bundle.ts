@@ -3,7 +3,6 @@ import { createHash } from 'node:crypto';
 import { readdir, stat } from 'node:fs/promises';
 import { basename, join, resolve } from 'node:path';
 import { FORMAT, openBundle } from './lib/model/bundle/bundle.ts';
-import { exportBundle } from './lib/model/bundle/export-bundle.ts';
 import type { ConfigOf } from './lib/process/config.ts';
 import { ServingError } from './lib/process/errors.ts';
 import type { SYSTEM_SETTINGS } from './settings.ts';
@@ -31,6 +30,7 @@ export async function bundleOf(
   const name = basename(resolve(model));
   const to = resolve(data, 'bundles', `${name}-${precision}-${await signature(model)}`);
   if (!(await exists(join(to, 'manifest.json')))) {
+    const { exportBundle } = await import('./lib/model/bundle/export-bundle.ts'); // needed once, and long to load
     await exportBundle({
       llm: model,
       to,

@@ -16,6 +16,7 @@ import { killIfExitHangs, orphaned } from './lib/process/exit.ts';
 import { Interrupted } from './lib/process/interrupt.ts';
 import { atPath, systemError } from './lib/process/os-errors.ts';
 import { keepFilesPrivate } from './lib/process/private-files.ts';
+import { AWAIT_SETTINGS, settingsFromSupervisor } from './lib/process/supervised.ts';
 import { startTracing } from './lib/process/tracing.ts';
 import type { RolloutAction } from './rollout-command.ts';
 
@@ -42,11 +43,14 @@ const service = <T extends SettingsTable>(
   settings,
   build: async (command) => {
     const table = await settings();
-    (await withSettings(command, table)).action(async (flags) => {
-      const config = await configOf(table, flags);
-      await startTracing(command.name(), process.env);
-      await (await run())(config);
-    });
+    (await withSettings(command, table))
+      .addOption(new Option(AWAIT_SETTINGS).hideHelp())
+      .action(async ({ awaitSettings, ...flags }) => {
+        const [later] = awaitSettings ? await Promise.all([settingsFromSupervisor(), run()]) : [];
+        const config = await configOf(table, { ...flags, ...later });
+        await startTracing(command.name(), process.env);
+        await (await run())(config);
+      });
   },
 });
 

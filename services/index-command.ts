@@ -4,14 +4,15 @@
  */
 import { bundleOf } from './checkpoint-bundle.ts';
 import { apiKeyOf } from './client.ts';
+import { showProgress, summary } from './index-report.ts';
 import { gitRemote } from './indexer/git-remote.ts';
-import { type IndexReport, indexSources } from './indexer/index-run.ts';
-import type { SkipReason } from './indexer/selection.ts';
+import type { IndexReport } from './indexer/index-run.ts';
 import { INDEX_CLIENT_SETTINGS } from './indexer/settings.ts';
 import type { Sources } from './indexer/sources.ts';
+import { storeTarget } from './indexer/store-target.ts';
 import { TreeAway } from './indexer/tree.ts';
 import { type IndexTarget, treeIndexer } from './indexer/tree-indexer.ts';
-import type { IndexJob, IndexProgress } from './indexer/version-builder.ts';
+import type { IndexJob } from './indexer/version-builder.ts';
 import { watchTree } from './indexer/watch.ts';
 import { contextLack, filesOf, openBundle } from './lib/model/bundle/bundle.ts';
 import { FileGuard } from './lib/model/bundle/integrity.ts';
@@ -22,8 +23,6 @@ import { type Progress, startProgress } from './lib/process/progress.ts';
 import { openContextEncoder } from './lib/rag/encode/device-encoder.ts';
 import { openStore } from './lib/rag/store/open-store.ts';
 import { DEFAULT_TENANT, repoKey } from './lib/rag/store/repo-key.ts';
-import { NO_VECTORS } from './lib/rag/store/row.ts';
-import type { Store } from './lib/rag/store/store.ts';
 import { assertFolder, repositoryName } from './preflight.ts';
 import { GatewayTarget } from './repo-client.ts';
 import { INDEX_COMMAND_SETTINGS, type IndexCommandConfig } from './settings.ts';
@@ -163,62 +162,5 @@ async function localTarget(
   const store = await openStore(config.store, 'indexing', { warn: (_, text) => progress.warn(text) });
   closers.push(() => store.close());
   const onProgress = showProgress(progress, repo);
-  return {
-    files: () => publishedFiles(store, repo),
-    index: (sources) => indexSources({ repo, remoteUrl, sources, store, encoder, options: config, signal, onProgress }),
-  };
-}
-
-/** Number of files in the current version; 0 where there is none, or none that can be read: it is replaced then. */
-async function publishedFiles(store: Store, repo: string): Promise<number> {
-  try {
-    return (await store.head(repo))?.files ?? 0;
-  } catch (error) {
-    if (error instanceof ServingError && error.code === 'store_invalid') return 0;
-    throw error;
-  }
-}
-
-/** Characters of the progress bar. */
-const BAR = 24;
-
-const showProgress =
-  (progress: Progress, repo: string) =>
-  ({ files, filesRead, chunks, embedded }: IndexProgress) => {
-    const done = files === 0 ? BAR : Math.floor((BAR * filesRead) / files);
-    const bar = `${'█'.repeat(done)}${'░'.repeat(BAR - done)}`;
-    progress.update(`${repo} ${bar} ${filesRead} of ${files} files, ${chunks} chunks, ${embedded} of them new`);
-  };
-
-/** Reasons for which a single word does not say what was left out. */
-const LEFT_OUT: Partial<Record<SkipReason, string>> = {
-  dependency: 'folders of dependencies (virtual environments, installed packages)',
-  generated: 'generated, minified or lock files',
-  notebook: "notebooks' outputs",
-  invalid_utf8: 'not UTF-8',
-  odd_name: 'with a control character or backslash in their name',
-  unreadable: 'unreadable (what was indexed of them before is kept)',
-};
-
-function summary({
-  repo,
-  version,
-  fingerprint,
-  files,
-  skipped,
-  chunks,
-  embedded,
-  reused,
-  removed,
-  unparsed,
-  seconds,
-}: IndexReport): string {
-  const left = Object.entries(skipped).filter(([, count]) => count > 0);
-  const named = left.map(([why, count]) => `${count} ${LEFT_OUT[why as SkipReason] ?? why}`);
-  const leftOut = named.length > 0 ? `; left out: ${named.join(', ')}` : '';
-  const bySource = unparsed > 0 ? `, ${unparsed} by source for want of a syntax tree` : '';
-  const speed = embedded > 0 ? ` at ${(embedded / seconds).toFixed(0)} chunks/s` : '';
-  const done = fingerprint === NO_VECTORS ? 'stored as text' : 'encoded';
-  const what = `${chunks} chunks (${embedded} ${done}${speed}${bySource}, ${reused} kept, ${removed} removed), ${files} files read`;
-  return `${repo}: ${what} in ${seconds.toFixed(1)} s, version ${version}${leftOut}`;
+  return storeTarget({ repo, remoteUrl, store, encoder, options: config, signal, onProgress });
 }

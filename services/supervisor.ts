@@ -16,10 +16,16 @@ import { envName } from './lib/process/config.ts';
 import { allowedCpus, divideCpus } from './lib/process/cpus.ts';
 import { FINAL_EXIT_CODE, isErrorCode, ServingError } from './lib/process/errors.ts';
 import { parseHostPort } from './lib/process/host-port.ts';
-import type { ReadyMessage } from './lib/process/lifecycle.ts';
 import { atPath, makeFolder } from './lib/process/os-errors.ts';
 import { PACKAGE_ROOT } from './lib/process/package-root.ts';
 import { IDLE } from './lib/process/priority.ts';
+import {
+  AWAIT_SETTINGS,
+  type ReadyMessage,
+  type SettingsMessage,
+  type TaskMessage,
+  type TaskNews,
+} from './lib/process/supervised.ts';
 import { writeSystemSecret } from './lib/process/system-secret.ts';
 import { type MODES, SETTINGS } from './settings.ts';
 
@@ -121,16 +127,21 @@ export class ServiceProcess {
   readonly #onFinal: (error: ServingError) => void;
   readonly #through: readonly string[];
   #flags: Flags;
+  /** Settings that are known later; undefined once they are. */
+  #later: Promise<Flags> | undefined;
   #child: ReturnType<typeof spawn> | undefined;
   #stopping = false;
   #readyAtMs = 0;
   #restartDelayMs = RESTART_DELAY_MS.first;
   #address: ReadyMessage | undefined;
 
-  constructor(name: string, role: Role, flags: Flags, options: ProcessOptions) {
+  /** @param later settings that are not known yet: the process loads its code meanwhile, and waits for them. */
+  constructor(name: string, role: Role, flags: Flags, options: ProcessOptions, later?: Promise<Flags>) {
     this.name = name;
     this.#role = role;
     this.#flags = flags;
+    this.#later = later;
+    later?.catch(() => {}); // whoever waits for what they depend on has the error
     this.#log = { dir: options.logs, name: `${name}.log`, lastLines: [] };
     this.#onRestart = options.onRestart ?? (() => {});
     this.#onFinal = options.onFinal ?? (() => {});
@@ -156,17 +167,19 @@ export class ServiceProcess {
    * @throws ServingError worker_lost, with the end of its log, when it does not become ready.
    */
   async start(): Promise<void> {
-    const child = spawn(this.#role, this.#flags, this.#log, this.#through);
+    const child = spawn(this.#role, this.#flags, this.#log, this.#through, this.#later !== undefined);
     this.#child = child;
     const exited = child.then((result) =>
       result.signal ? `killed by ${result.signal}` : `exit code ${result.exitCode}`,
     );
+    const ready = child.getOneMessage().then(
+      (message) => message as unknown as ReadyMessage,
+      () => exited,
+    );
+    if (this.#later !== undefined) await Promise.race([this.#sendLater(this.#later), exited]);
     const timeout = AbortSignal.timeout(READY_TIMEOUT_MS);
     const outcome = await Promise.race([
-      child.getOneMessage().then(
-        (message) => message as unknown as ReadyMessage,
-        () => exited,
-      ),
+      ready,
       exited,
       new Promise<string>((resolve) => timeout.addEventListener('abort', () => resolve('not ready in time'))),
     ]);
@@ -210,6 +223,44 @@ export class ServiceProcess {
     }
     if (awayMs > 0) await new Promise((resolve) => setTimeout(resolve, awayMs));
     await this.start();
+  }
+
+  async #sendLater(later: Promise<Flags>): Promise<void> {
+    const flags = await later;
+    this.#flags = { ...this.#flags, ...flags };
+    this.#later = undefined;
+    const values = Object.entries(flags).map(([name, value]) => [name, String(value)]);
+    const message: SettingsMessage = { settings: Object.fromEntries(values) };
+    this.#child?.send(message, () => {}); // a child that is gone is seen by its end
+  }
+
+  /**
+   * Has the process perform a task; see services/lib/process/supervised.ts. One at a time.
+   * @throws ServingError of the task; worker_lost when the process ends before; the signal's reason: the task goes on
+   *   then.
+   */
+  perform(task: unknown, onProgress: (progress: unknown) => void, signal: AbortSignal): Promise<unknown> {
+    const child = this.#child;
+    return new Promise((resolve, reject) => {
+      signal.throwIfAborted();
+      const settle = (done: () => void) => {
+        signal.removeEventListener('abort', onAbort);
+        child?.off('message', onMessage).off('disconnect', onGone);
+        done();
+      };
+      const onMessage = (message: unknown) => {
+        const news = message as TaskNews;
+        if ('progress' in news) onProgress(news.progress);
+        else if ('failure' in news) settle(() => reject(new ServingError(news.failure.code, news.failure.message)));
+        else settle(() => resolve(news.result));
+      };
+      const onGone = () => settle(() => reject(new ServingError('worker_lost', `${this.name} ended before its task`)));
+      const onAbort = () => settle(() => reject(signal.reason));
+      if (!child?.connected) return onGone();
+      signal.addEventListener('abort', onAbort, { once: true });
+      child.on('message', onMessage).once('disconnect', onGone);
+      child.send({ task } satisfies TaskMessage, () => {});
+    });
   }
 
   /** The error that the process logged last before it ended. */
@@ -257,7 +308,7 @@ function errorIn(line: string): { readonly code?: string; readonly message?: str
  * Passes settings to a child as variables, because everybody on the machine can read the arguments of a process and the
  * store's URL may hold a password. Variables that were set for the supervisor are not passed on.
  */
-export function environmentOf(flags: Flags): Record<string, string | undefined> {
+function environmentOf(flags: Flags): Record<string, string | undefined> {
   const inherited = Object.keys(process.env).filter((name) => name.startsWith('LLAVACODE_'));
   return {
     ...Object.fromEntries(inherited.map((name) => [name, undefined])),
@@ -265,11 +316,12 @@ export function environmentOf(flags: Flags): Record<string, string | undefined> 
   };
 }
 
-function spawn(role: Role, flags: Flags, log: ChildLog, through: readonly string[]) {
+/** @param awaits whether the child is to wait for settings that come later. */
+function spawn(role: Role, flags: Flags, log: ChildLog, through: readonly string[], awaits: boolean) {
   const output = createStream(log.name, { path: log.dir, ...LOG_FILES });
   // A debugger's port is taken by this process already.
   const inherited = process.execArgv.filter((word) => !word.startsWith('--inspect'));
-  const [file, ...words] = [...through, process.execPath, ...inherited, CLI, role];
+  const [file, ...words] = [...through, process.execPath, ...inherited, CLI, role, ...(awaits ? [AWAIT_SETTINGS] : [])];
   const child = execa(file!, words, {
     detached: true,
     ipc: true,
@@ -298,7 +350,7 @@ function spawn(role: Role, flags: Flags, log: ChildLog, through: readonly string
 }
 
 /**
- * Starts the workers and the indexer, then the gateway.
+ * Starts the workers, the indexer and the gateway, which serves when the others are ready.
  * @throws ServingError worker_lost when a process does not come up (the others are stopped again); config_invalid when
  *   there are fewer cores than workers to pin; the reason of `stop`.
  */
@@ -313,8 +365,8 @@ export async function startSystem(options: SystemOptions): Promise<RunningSystem
   };
   const interrupt = () => broken.reject(options.stop?.reason);
   options.stop?.addEventListener('abort', interrupt);
-  const make = (role: Role, i: number, flags: Flags) =>
-    new ServiceProcess(`${role}-${i}`, role, flags, { ...options, onFinal });
+  const make = (role: Role, i: number, flags: Flags, later?: Promise<Flags>) =>
+    new ServiceProcess(`${role}-${i}`, role, flags, { ...options, onFinal }, later);
   const { prefillOnly, decodeOnly } = options;
   const common = { ...options.workers, port: 0, metricsPort: 0, rpcSecretFile };
   const workerCount = options.prefill + (options.mode === 'colocated' ? 0 : options.decode);
@@ -348,16 +400,16 @@ export async function startSystem(options: SystemOptions): Promise<RunningSystem
   try {
     await atPath(rpcSecretFile, () => writeSystemSecret(rpcSecretFile));
     started.push(...workers);
-    await Promise.race([Promise.all(workers.map((worker) => worker.start())), broken.promise]);
-    const gateway = make('gateway', 0, {
-      ...options.gateway,
-      rpcSecretFile,
+    const workersUp = Promise.all(workers.map((worker) => worker.start()));
+    const addresses = workersUp.then(() => ({
       prefillWorkers: prefill.map((worker) => worker.address).join(','),
       decodeWorkers: decode.map((worker) => worker.address).join(','),
       ...(indexer ? { indexer: indexer.address } : {}),
-    });
+    }));
+    // It loads its code while the workers start.
+    const gateway = make('gateway', 0, { ...options.gateway, rpcSecretFile }, addresses);
     started.push(gateway);
-    await Promise.race([gateway.start(), broken.promise]);
+    await Promise.race([Promise.all([workersUp, gateway.start()]), broken.promise]);
     const scheme = options.gateway.tlsCert ? 'https' : 'http';
     return { url: `${scheme}://${gateway.address}`, processes: started, rpcSecretFile, close };
   } catch (error) {

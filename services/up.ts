@@ -1,26 +1,30 @@
 /** `llavacode up`: the whole system on one machine, for a person at a terminal. */
 import { join, resolve } from 'node:path';
-import { execaNode } from 'execa';
 import { bundleOf } from './checkpoint-bundle.ts';
 import { COLOCATED_SETTINGS } from './colocated/settings.ts';
 import { SEQUENCE_SETTINGS } from './decode/settings.ts';
 import { GATEWAY_SETTINGS } from './gateway/settings.ts';
-import { DEFAULT_URL, INDEX_SETTINGS, INDEXER_SETTINGS } from './indexer/settings.ts';
+import { showProgress, summary } from './index-report.ts';
+import type { FolderTask } from './indexer/folder-task.ts';
+import type { IndexReport } from './indexer/index-run.ts';
+import { DEFAULT_URL, INDEXER_SETTINGS } from './indexer/settings.ts';
+import type { IndexProgress } from './indexer/version-builder.ts';
 import { ENGINE_SETTINGS, MODEL_SETTINGS } from './lib/engine/settings.ts';
 import { contextLack, openBundle } from './lib/model/bundle/bundle.ts';
 import { type ConfigOf, omitSettings, type SettingsTable } from './lib/process/config.ts';
 import { ServingError } from './lib/process/errors.ts';
 import { interruption } from './lib/process/interrupt.ts';
 import { PACKAGE_ROOT } from './lib/process/package-root.ts';
-import { startProgress } from './lib/process/progress.ts';
+import { type Progress, startProgress } from './lib/process/progress.ts';
 import { PROCESS_SETTINGS } from './lib/process/settings.ts';
 import { assertServes } from './lib/rag/retriever-name.ts';
+import { repoKey } from './lib/rag/store/repo-key.ts';
 import { RPC_SERVICE_SETTINGS } from './lib/worker/settings.ts';
 import { PROMPT_SETTINGS } from './prefill/settings.ts';
 import { checkPlaces, repositoryName, tenantOfIndexes } from './preflight.ts';
 import { SAMPLE, SAMPLE_BODY } from './sample.ts';
 import { loadConfig, SYSTEM_SETTINGS } from './settings.ts';
-import { environmentOf, type Flags, type RunningSystem, startSystem, WORKERS_NICE } from './supervisor.ts';
+import { type Flags, type RunningSystem, type ServiceProcess, startSystem, WORKERS_NICE } from './supervisor.ts';
 
 /** The settings that the supervisor decides itself: its services meet on this machine alone. */
 const OWN = [
@@ -51,7 +55,6 @@ const WORKER_FLAGS = omitSettings(
   OWN,
 );
 const INDEXER_FLAGS = omitSettings(INDEXER_SETTINGS, [...OWN, ...GATEWAY_ONLY]);
-const INDEX_FLAGS = omitSettings(INDEX_SETTINGS, OWN);
 /** The settings that workers of one kind take besides WORKER_FLAGS. */
 const PREFILL_FLAGS = PROMPT_SETTINGS;
 const DECODE_FLAGS = SEQUENCE_SETTINGS;
@@ -66,7 +69,6 @@ export const UP_SETTINGS = {
   ...DECODE_FLAGS,
   ...COLOCATED_FLAGS,
   ...INDEXER_FLAGS,
-  ...INDEX_FLAGS,
 };
 export type UpConfig = ConfigOf<typeof UP_SETTINGS>;
 
@@ -130,7 +132,7 @@ export async function bringUp(
     assertServes(bundle, config.retriever);
     progress.succeed(`model ${model}`);
     const lack = contextLack(bundle.manifest);
-    if (lack && config.index.length === 0) progress.warn(lack); // else indexing says it
+    if (lack) progress.warn(lack);
     progress.start(`starting gateway and ${workersOf(config)}`);
     const system = await startSystem({
       mode: config.mode,
@@ -151,10 +153,8 @@ export async function bringUp(
     progress.succeed(system.processes.map(({ name, pid, address }) => `${name} pid ${pid} ${address}`).join(' · '));
     try {
       const tenant = await tenantOfIndexes(config);
-      for (const dir of config.index) {
-        stop.throwIfAborted();
-        await indexInChild(dir, tenant, { ...pick(config, INDEX_FLAGS), model });
-      }
+      const indexer = system.processes.find(({ name }) => name.startsWith('indexer'))!;
+      for (const dir of config.index) await indexBy(indexer, dir, tenant, progress, stop);
       stop.throwIfAborted();
     } catch (error) {
       await system.close();
@@ -178,16 +178,29 @@ function workersOf({ mode, prefill, decode }: UpConfig): string {
   return mode === 'colocated' ? `${prefill} colocated worker(s)` : `${prefill} prefill and ${decode} decode worker(s)`;
 }
 
-/** Indexes in a process of its own, whose encoder takes memory only until it has finished. */
-async function indexInChild(path: string, tenant: string, flags: Flags): Promise<void> {
-  const cli = join(PACKAGE_ROOT, 'dist', 'services', 'cli.js');
-  const command = ['index', '--name', repositoryName(path), '--path', path, '--tenant', tenant];
-  const { exitCode } = await execaNode(cli, command, { stdio: 'inherit', reject: false, env: environmentOf(flags) });
-  if (exitCode === 0) return;
-  throw new ServingError(
-    'config_invalid',
-    `--index ${path}: indexing failed with exit code ${exitCode}, for the reason above`,
-  );
+/**
+ * Has the indexer, whose encoder is loaded, index a folder.
+ * @throws ServingError that names the folder; the signal's reason.
+ */
+async function indexBy(
+  indexer: ServiceProcess,
+  dir: string,
+  tenant: string,
+  progress: Progress,
+  stop: AbortSignal,
+): Promise<void> {
+  const repo = repoKey(tenant, repositoryName(dir));
+  const task: FolderTask = { dir: resolve(dir), repo };
+  progress.start(`indexing ${dir} as ${repo}`);
+  const show = showProgress(progress, repo);
+  try {
+    const report = await indexer.perform(task, (news) => show(news as IndexProgress), stop);
+    progress.succeed(summary(report as IndexReport));
+  } catch (cause) {
+    stop.throwIfAborted();
+    const { code, message } = ServingError.from(cause);
+    throw new ServingError(code, `--index ${dir}: ${message}`, { cause });
+  }
 }
 
 /** What a person can do next: a request that works, a repository of their own, the logs, and how to stop. */

@@ -195,6 +195,7 @@ const INNER_ROOMS: Readonly<Record<string, readonly (readonly string[])[]>> = {
       'quality',
       'retrieval',
       'speculation',
+      'start',
       'tables',
       'typing',
     ],

@@ -10,7 +10,7 @@ import type { Retrieval } from '../lib/rag/search/retrieval.ts';
 import { RedisChannel } from '../lib/redis/channel.ts';
 import type { RedisConnection } from '../lib/redis/connection.ts';
 import type { WorkerRole } from '../lib/redis/worker-registry.ts';
-import type { DecodeClient, IndexerClient, PrefillClient } from '../lib/rpc/contract.ts';
+import type { IndexerClient } from '../lib/rpc/contract.ts';
 import { choosePromptFormat, type PromptFormat } from '../lib/text/prompt-format.ts';
 import type { Tokenizer } from '../lib/text/tokenizer.ts';
 import { Dispatcher } from './admission/dispatcher.ts';
@@ -26,7 +26,7 @@ import { Readiness, tryOut } from './readiness.ts';
 import type { ArmName } from './rollout/rollout.ts';
 import type { GatewayConfig } from './settings.ts';
 import type { WorkerFigures } from './workers/desired-workers.ts';
-import { WorkerPool } from './workers/worker-pool.ts';
+import { WorkerPool, type WorkerPoolOptions } from './workers/worker-pool.ts';
 
 /** A bundle as a gateway serves it. */
 export interface ServedModel {
@@ -51,8 +51,8 @@ export interface ArmParts {
   readonly name: ArmName;
   readonly config: GatewayConfig;
   readonly model: ServedModel;
-  readonly connectPrefill: (address: string) => PrefillClient;
-  readonly connectDecode: (address: string) => DecodeClient;
+  readonly connectPrefill: WorkerPoolOptions['connectPrefill'];
+  readonly connectDecode: WorkerPoolOptions['connectDecode'];
   readonly weightOf: (tenant: string) => number;
   readonly inflight: Pick<InflightRequests, 'track' | 'superseded'>;
   readonly redis: RedisConnection | undefined;

@@ -10,7 +10,6 @@ import type { Logger } from '../lib/process/log.ts';
 import type { SystemSecret } from '../lib/process/system-secret.ts';
 import type { Store } from '../lib/rag/store/store.ts';
 import type { RedisConnection } from '../lib/redis/connection.ts';
-import type { DecodeClient, PrefillClient } from '../lib/rpc/contract.ts';
 import { InflightRequests, type SessionStart } from './admission/inflight.ts';
 import { parseTenantWeights } from './admission/settings.ts';
 import { type ComposedArm, composeArm, type ServedModel } from './arm.ts';
@@ -34,7 +33,7 @@ import { type ApiKeys, NO_KEYS } from './tenants/api-keys.ts';
 import { TenantLedger } from './tenants/tenant-ledger.ts';
 import { LEASE_MS, TenantQuota } from './tenants/tenant-quota.ts';
 import { DesiredWorkers } from './workers/desired-workers.ts';
-import type { WorkerPool } from './workers/worker-pool.ts';
+import type { WorkerPool, WorkerPoolOptions } from './workers/worker-pool.ts';
 
 export interface GatewayParts extends ServedModel {
   /** Name of the model in the API. */
@@ -64,8 +63,8 @@ export interface GatewayParts extends ServedModel {
   readonly tls?: Tls | undefined;
   /** The secret that all services of the system share; undefined where there is none. */
   readonly secret?: SystemSecret | undefined;
-  readonly connectPrefill: (address: string) => PrefillClient;
-  readonly connectDecode: (address: string) => DecodeClient;
+  readonly connectPrefill: WorkerPoolOptions['connectPrefill'];
+  readonly connectDecode: WorkerPoolOptions['connectDecode'];
   /** Aborted when no new requests are to be taken. */
   readonly draining: AbortSignal;
   readonly log: Logger;

@@ -90,8 +90,8 @@ export async function runGateway(config: GatewayConfig): Promise<void> {
     }),
     tls,
     secret: security.secret,
-    connectPrefill: (address) => connectPrefill(address, security),
-    connectDecode: (address) => connectDecode(address, security),
+    connectPrefill: (address, onBroken) => connectPrefill(address, security, onBroken),
+    connectDecode: (address, onBroken) => connectDecode(address, security, onBroken),
     draining: life.draining,
     log,
   });

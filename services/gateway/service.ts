@@ -50,7 +50,9 @@ export async function startGateway(config: GatewayConfig, parts: GatewayParts): 
     throw listenError(`--host ${host} --port ${port}`, error);
   }
   pool.watch();
-  const watching = Promise.all([readiness.watch(closing.signal), rollout.follow(closing.signal)]);
+  // Without a place for its state there is no rollout to follow.
+  const following = parts.rolloutStore && rollout.follow(closing.signal);
+  const watching = Promise.all([readiness.watch(closing.signal), following]);
   const listening = app.server.address() as AddressInfo;
   return {
     address: formatHostPort(listening.address, listening.port),

@@ -1,8 +1,10 @@
 /** The indexer's process: it holds the encoder, if the bundle has one, and takes uploads from the gateway. */
 import { contextLack, filesOf, openBundle } from '../lib/model/bundle/bundle.ts';
+import { serveTasks } from '../lib/process/supervised.ts';
 import { openContextEncoder } from '../lib/rag/encode/device-encoder.ts';
 import { openStore, warnIfAway } from '../lib/rag/store/open-store.ts';
 import { runWorker } from '../lib/worker/run.ts';
+import { type FolderTask, indexFolder } from './folder-task.ts';
 import { createIndexerService } from './service.ts';
 import type { IndexerConfig } from './settings.ts';
 
@@ -22,6 +24,9 @@ export const runIndexer = (config: IndexerConfig): Promise<void> =>
       const store = await openStore(config.store, 'indexing', log);
       life.onStop('store', () => store.close());
       void warnIfAway(store, log);
+      const parts = { store, encoder, options: config, signal: life.draining, log };
+      const tasksEnded = serveTasks((task, onProgress) => indexFolder(task as FolderTask, parts, onProgress));
+      life.onStop('task of the supervisor', tasksEnded);
       const service = createIndexerService(store, encoder, { ...config, draining: life.draining }, log);
       return { ...service, device: encoder.device, lost: encoder.lost };
     },

@@ -120,6 +120,7 @@ describe('the commands of the benches', () => {
       'training',
       'fairness',
       'speculation',
+      'start',
       'drills',
       'soak',
       'all',

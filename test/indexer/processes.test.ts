@@ -7,6 +7,7 @@ import { mkdtemp, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
+import type { IndexReport } from '../../services/indexer/index-run.ts';
 import type { ServingError } from '../../services/lib/process/errors.ts';
 import { openStore } from '../../services/lib/rag/store/open-store.ts';
 import { idAt } from '../../services/lib/rag/store/row.ts';
@@ -171,6 +172,41 @@ describe.each(Object.entries(PLACES))('indexers on %s', (_, place) => {
     },
   );
 });
+
+test(
+  'the supervisor has an indexer index a folder of this machine, hears of it, and has its reason where it cannot',
+  PATIENT,
+  async (context) => {
+    const defer: Defer = (stop) => context.onTestFinished(async () => void (await stop()));
+    const dir = await mkdtemp(join(tmpdir(), 'llavacode-tree-'));
+    defer(() => rm(dir, { recursive: true, force: true }));
+    await Promise.all(Object.entries(large('f', 4)).map(([name, text]) => writeFile(join(dir, name), text)));
+    const url = await PLACES.lmdb(defer);
+    const store = await reader(url, defer);
+    const indexer = await startIndexer(url, 'tasks', defer);
+    const onProgress = vi.fn();
+    const task = { dir, repo: REPO };
+    const report = (await indexer.process.perform(task, onProgress, NEVER)) as IndexReport;
+    expect(report).toMatchObject({ repo: REPO, files: 4, changed: true });
+    expect((await store.head(REPO))?.version).toBe(report.version);
+    expect(onProgress).toHaveBeenCalledWith(expect.objectContaining({ files: 4 }));
+    expect(await indexer.process.perform(task, onProgress, NEVER)).toMatchObject({ changed: false, embedded: 0 });
+    const missing = { ...task, dir: join(dir, 'missing') };
+    const failure = { code: 'invalid_request', message: expect.stringContaining(`cannot index ${missing.dir}`) };
+    await expect(indexer.process.perform(missing, onProgress, NEVER)).rejects.toMatchObject(failure);
+    await Promise.all(Object.entries(large('g', 100)).map(([name, text]) => writeFile(join(dir, name), text)));
+    let begun = () => {};
+    const hasBegun = new Promise<void>((resolve) => {
+      begun = resolve;
+    });
+    const cut = expect(indexer.process.perform(task, begun, NEVER)).rejects.toMatchObject({ code: 'draining' });
+    await hasBegun;
+    await indexer.process.stop();
+    await cut;
+    await (await store.lock(REPO, 1_000)).release();
+    await expect(indexer.process.perform(task, begun, NEVER)).rejects.toMatchObject({ code: 'worker_lost' });
+  },
+);
 
 describe('a rolling restart', () => {
   const urlOf = (url: string, repo: string) => `${url}/v1/repos/${repo}`;

@@ -52,7 +52,7 @@ describe('Ctrl-C', () => {
   const stages: [stage: string, words: () => string[]][] = [
     ['preparing the model', up],
     ['starting gateway', up],
-    ['loading the encoder', up],
+    ['indexing', up],
     ['preparing the model', () => ['demo']],
     ['asking', () => ['index', '--path', SHOP, '--url', silent]],
     ['Ctrl-C stops it', up],

@@ -10,7 +10,8 @@ const SCRIPT = join('scripts', 'build-if-changed.mjs');
 const BUILD = `
 const { appendFileSync, mkdirSync, writeFileSync } = require('node:fs');
 for (const folder of ['services/lib/rpc/gen', 'dist/services']) mkdirSync(folder, { recursive: true });
-for (const file of ['services/lib/rpc/gen/kv.ts', 'dist/services/cli.js']) writeFileSync(file, '');
+writeFileSync('services/lib/rpc/gen/kv.ts', '');
+writeFileSync('dist/services/cli.js', 'console.log(process.argv.slice(2).join())');
 appendFileSync('builds', '.');
 `;
 
@@ -58,4 +59,10 @@ test('what was deleted from dist is built again, and what is generated is none o
   expect(existsSync(join(dir, 'dist', 'services', 'cli.js'))).toBe(true);
   change('services/lib/rpc/gen/kv.ts');
   expect(isBuilt()).toBe(false);
+});
+
+test('the words that are given go to the command that was built, in a tree that is built or not', () => {
+  const { dir } = clonedTree();
+  const said = () => execFileSync(process.execPath, [SCRIPT, 'up', '--port', '0'], { cwd: dir, encoding: 'utf8' });
+  expect([said(), said()]).toEqual(['up,--port,0\n', 'up,--port,0\n']);
 });

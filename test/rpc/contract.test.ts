@@ -80,6 +80,42 @@ test.each([
   expect(connections).toBe(2);
 });
 
+test('a connection that was there and breaks is reported at once, and one that we close is not', async () => {
+  const { server } = await startPrefill();
+  const [host, port] = server.address.split(':');
+  const open = new Set<Socket>();
+  const network = createServer((near) => {
+    const far = connect(Number(port), host);
+    for (const socket of [near, far]) open.add(socket.on('error', () => {}));
+    near.pipe(far).pipe(near);
+  });
+  await once(network.listen(0, '127.0.0.1'), 'listening');
+  onTestFinished(() => {
+    network.close();
+    for (const socket of open) socket.destroy();
+  });
+  const onBroken = vi.fn();
+  const address = `127.0.0.1:${(network.address() as AddressInfo).port}`;
+  const prefill = connectPrefill(address, undefined, onBroken);
+  const answers = () => prefill.describe(AbortSignal.timeout(60_000));
+  await answers();
+  for (const socket of open) socket.destroy();
+  await vi.waitUntil(() => onBroken.mock.calls.length > 0, { timeout: 60_000 });
+  await expect
+    .poll(
+      () =>
+        answers().then(
+          ({ role }) => role,
+          () => '',
+        ),
+      { timeout: 60_000 },
+    )
+    .toBe('prefill');
+  prefill.close();
+  await new Promise(setImmediate);
+  expect(onBroken).toHaveBeenCalledTimes(1);
+});
+
 test('a peer that comes back at another address of its name is found soon, and no TXT record is asked for', async () => {
   const { server } = await startPrefill();
   const [host, serves] = server.address.split(':');

@@ -1,6 +1,6 @@
 /** A worker pool over workers that answer what the test says. */
 import { stat } from 'node:fs';
-import { WorkerPool } from '../../services/gateway/workers/worker-pool.ts';
+import { WorkerPool, type WorkerPoolOptions } from '../../services/gateway/workers/worker-pool.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import type { DecodeClient, PrefillClient } from '../../services/lib/rpc/contract.ts';
 import { keepingLog } from './keeping-log.ts';
@@ -23,11 +23,20 @@ interface Says {
 /** A pool whose workers answer with what `answers` holds for their address now; 'nothing' makes one hang. */
 export type Answers = Record<string, Says | Error | 'nothing' | 'by socket'>;
 
-export function fakePool(answers: Answers, prefill: string[], decode: string[]) {
+/** @param options of the pool, where the test has its own. */
+export function fakePool(
+  answers: Answers,
+  prefill: string[],
+  decode: string[],
+  options: Partial<WorkerPoolOptions> = {},
+) {
   const closed: string[] = [];
+  /** Addresses of the workers that were asked what they are, one for each question. */
+  const asked: string[] = [];
   const client = (address: string) =>
     ({
       describe: async (signal: AbortSignal) => {
+        asked.push(address);
         const answer = answers[address];
         if (answer === undefined) throw new ServingError('worker_lost', `${address}: refused`);
         if (answer === 'nothing') {
@@ -54,6 +63,7 @@ export function fakePool(answers: Answers, prefill: string[], decode: string[]) 
     localPrefill: 'auto',
     localPrefillTokens: 256,
     log: keepingLog([]),
+    ...options,
   });
   workers.setPrefill(prefill);
   workers.setDecode(decode);
@@ -72,5 +82,5 @@ export function fakePool(answers: Answers, prefill: string[], decode: string[]) 
   };
   /** Like {@link place}, for tests in which there must be room. */
   const take = (promptTokens?: number, sequences?: number) => place(promptTokens, sequences)!;
-  return { workers, place, take, closed };
+  return { workers, place, take, closed, asked };
 }

@@ -3,8 +3,8 @@ import { type ChildProcess, fork } from 'node:child_process';
 import { once } from 'node:events';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
-import type { ReadyMessage } from '../../services/lib/process/lifecycle.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
+import type { ReadyMessage } from '../../services/lib/process/supervised.ts';
 import { connectDecode } from '../../services/lib/rpc/contract.ts';
 
 const FIXTURE = join(PACKAGE_ROOT, 'dist/test/worker/run.fixture.js');

@@ -63,8 +63,9 @@ export interface WorkerPoolOptions
   extends Pick<WorkerPoolConfig, 'connectTimeoutMs' | 'stallTimeoutMs' | 'localPrefill' | 'localPrefillTokens'> {
   /** SHA-256 (hex) of the bundle that this gateway tokenizes for. */
   readonly fingerprint: string;
-  readonly connectPrefill: (address: string) => PrefillClient;
-  readonly connectDecode: (address: string) => DecodeClient;
+  /** @param onBroken called when a connection that was there has broken. */
+  readonly connectPrefill: (address: string, onBroken?: () => void) => PrefillClient;
+  readonly connectDecode: (address: string, onBroken?: () => void) => DecodeClient;
   /** Sequences that other gateways say they have given a decode worker; 0 by default. */
   readonly sequencesElsewhere?: (address: string) => number;
   /** Pause between two questions to a worker, in ms. */
@@ -113,6 +114,7 @@ export class WorkerPool {
       stallTimeoutMs,
       isMeasured: options.isMeasured ?? true,
       onRoom: () => this.#notify(),
+      onBroken: () => this.refreshSoon(),
       onAnswer: () => {
         if (this.#gathering === undefined) this.#notify();
         else this.#hasGathered = true;
@@ -371,7 +373,7 @@ export class WorkerPool {
 /**
  * Whether a decode worker may be given one more sequence, so that KV pressure stays bounded: at most 1.5 x its slots.
  * A sequence whose prompt is computed then finds the next free slot; the others wait in the gateway as tokens that cost
- * nothing yet. A gateway with no sequence there may always send one, because its view of other gateways is 1 s old.
+ * nothing yet. A gateway with no sequence there may always send one, because its view of other gateways is old by then.
  */
 function hasDecodeRoom({ description, load, totalLoad }: Worker<DecodeClient>): boolean {
   const slots = description?.slots ?? 0;

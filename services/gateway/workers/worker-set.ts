@@ -12,7 +12,8 @@ import { type Describable, Worker, type WorkerLease, type WorkerOptions } from '
 
 export interface WorkerSetOptions<C extends Describable>
   extends Pick<WorkerOptions, 'role' | 'rate' | 'reportedLoad' | 'loadElsewhere'> {
-  readonly connect: (address: string) => C;
+  /** @param onBroken called when a connection that was there has broken. */
+  readonly connect: (address: string, onBroken: () => void) => C;
   /** Whether it takes more now. */
   readonly hasRoom: (worker: Worker<C>) => boolean;
   /** SHA-256 (hex) of the bundle that this gateway tokenizes for. */
@@ -27,6 +28,8 @@ export interface WorkerSetOptions<C extends Describable>
   readonly onRoom: () => void;
   /** Called when a worker has answered, or cannot be used any more. */
   readonly onAnswer: () => void;
+  /** Called when the connection to a worker has broken: whoever is there is to be asked at once. */
+  readonly onBroken: () => void;
   /** Whether its figures are those of the gateway's metrics; those of a candidate's workers are told otherwise. */
   readonly isMeasured: boolean;
   readonly log: Logger;
@@ -34,6 +37,12 @@ export interface WorkerSetOptions<C extends Describable>
 
 /** Pause between two questions to a worker that cannot be used: it may be back at any moment. */
 const ASK_AGAIN_MS = 200;
+/**
+ * A worker that nobody has given work is asked this much later than the pause between two questions says, in ms: most
+ * of what an idle system computes is these questions. One that ends is noticed by its connection all the same, and one
+ * that hangs as soon as ever, since its deadline is as much shorter.
+ */
+const REST_MS = 3_000;
 
 export class WorkerSet<C extends Describable> {
   readonly #options: WorkerSetOptions<C>;
@@ -71,8 +80,8 @@ export class WorkerSet<C extends Describable> {
   }
 
   #add(address: string): void {
-    const { role, rate, reportedLoad, loadElsewhere, connect, onRoom, log } = this.#options;
-    const worker = new Worker(address, connect(address), {
+    const { role, rate, reportedLoad, loadElsewhere, connect, onRoom, onBroken, log } = this.#options;
+    const worker = new Worker(address, connect(address, onBroken), {
       role,
       rate,
       reportedLoad,
@@ -138,14 +147,17 @@ export class WorkerSet<C extends Describable> {
   async #askForever(worker: Worker<C>, closing: AbortSignal): Promise<void> {
     await repeatUntilAborted(closing, async () => {
       if (worker.isOver) return undefined;
-      await this.#ask(worker, closing);
-      const { askEveryMs } = this.#options;
+      const { askEveryMs, answerTimeoutMs } = this.#options;
+      const mayRest = worker.isIdle && answerTimeoutMs >= 2 * REST_MS;
+      if (mayRest && worker.silentMs < REST_MS) return askEveryMs;
+      await this.#ask(worker, closing, mayRest ? answerTimeoutMs - REST_MS : answerTimeoutMs);
       return worker.description === undefined ? Math.min(askEveryMs, ASK_AGAIN_MS) : askEveryMs;
     });
   }
 
-  async #ask(worker: Worker<C>, closing: AbortSignal): Promise<void> {
-    const { fingerprint, answerTimeoutMs, stallTimeoutMs } = this.#options;
+  /** @param answerTimeoutMs its deadline, in ms. */
+  async #ask(worker: Worker<C>, closing: AbortSignal, answerTimeoutMs = this.#options.answerTimeoutMs): Promise<void> {
+    const { fingerprint, stallTimeoutMs } = this.#options;
     const deadline = new AbortController();
     const stopTimer = startLateTimer(answerTimeoutMs, () => deadline.abort());
     try {

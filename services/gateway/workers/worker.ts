@@ -58,6 +58,8 @@ export class Worker<C extends Describable> {
   readonly #options: WorkerOptions;
   readonly #circuit = new CircuitBreaker();
   #description: WorkerDescription__Output | undefined;
+  /** When it answered last, on the monotonic clock. */
+  #answeredMs = -Infinity;
   /** The reason why it cannot be used. */
   #problem = 'has not answered yet';
   /** Calls of this gateway that have not ended: what aborts each. */
@@ -109,6 +111,18 @@ export class Worker<C extends Describable> {
     return this.#jobs.size;
   }
 
+  /** Whether nobody has given it work, as far as this gateway knows. */
+  get isIdle(): boolean {
+    return (
+      this.#calls.size === 0 && this.#description !== undefined && this.#options.reportedLoad(this.#description) === 0
+    );
+  }
+
+  /** Time since it answered last, in ms. */
+  get silentMs(): number {
+    return performance.now() - this.#answeredMs;
+  }
+
   /** Number of its last choice among all choices of the set: workers with equal load take turns. */
   get lastChosen(): number {
     return this.#lastChosen;
@@ -153,6 +167,7 @@ export class Worker<C extends Describable> {
     const { role, reportedLoad, onAnswer, log } = this.#options;
     if (this.#description === undefined) log.info({ address: this.address, role }, 'worker is usable');
     this.#description = description;
+    this.#answeredMs = performance.now();
     // The worker reports our jobs too, and counts each as a whole.
     this.#otherGatewaysLoad = Math.max(0, reportedLoad(description) - loadLeft(this.#jobs.values(), 0));
     onAnswer();

@@ -12,17 +12,9 @@ import { isatty } from 'node:tty';
 import { exitCodeOf, ServingError } from './errors.ts';
 import { EXIT_CODES, IMPATIENCE_MS } from './interrupt.ts';
 import type { Logger } from './log.ts';
+import type { ReadyMessage } from './supervised.ts';
 
 export type Phase = 'starting' | 'ready' | 'draining' | 'stopped';
-
-/** The message that a supervised process sends its parent over IPC. */
-export interface ReadyMessage {
-  readonly ready: true;
-  /** The host:port that it serves on. */
-  readonly address: string;
-  /** The host:port of its metrics; the gateway's is `address` itself. */
-  readonly metricsAddress: string;
-}
 
 interface Stop {
   readonly name: string;

@@ -37,19 +37,28 @@ export interface AcquiredClient<C> {
   release(reset: boolean): void;
 }
 
+interface ConnectionsOptions {
+  /** Whether the peer reads what clients send, and may speak to them in its errors; see status.ts. Not if not given. */
+  readonly quotesClient?: boolean;
+  /** Called when the connection that calls use was there and has broken. */
+  readonly onBroken?: (() => void) | undefined;
+}
+
 export class Connections<C extends Pick<Client, 'close' | 'getChannel'>> {
   readonly address: string;
   /** Whether the peer reads what clients send, and may speak to them in its errors; see status.ts. */
   readonly quotesClient: boolean;
   readonly #connect: () => C;
+  readonly #onBroken: (() => void) | undefined;
   #current: Connection<C> | undefined;
   #closed = false;
 
   /** @param connect makes a client with a connection of its own. */
-  constructor(address: string, connect: () => C, quotesClient = false) {
+  constructor(address: string, connect: () => C, { quotesClient = false, onBroken }: ConnectionsOptions = {}) {
     this.address = address;
     this.quotesClient = quotesClient;
     this.#connect = connect;
+    this.#onBroken = onBroken;
   }
 
   acquire(): AcquiredClient<C> {
@@ -84,9 +93,23 @@ export class Connections<C extends Pick<Client, 'close' | 'getChannel'>> {
       const isStuck = nowMs - (current.awaitedSinceMs ?? nowMs) >= KNOCKING_MS && isConnecting(current.client);
       if ((current.resets >= 1 && !isStuck) || this.#closed) return current;
     }
-    this.#current = { client: this.#connect(), calls: 0, resets: BURST, countedAtMs: nowMs, awaitedSinceMs: undefined };
+    const client = this.#connect();
+    this.#current = { client, calls: 0, resets: BURST, countedAtMs: nowMs, awaitedSinceMs: undefined };
     if (current?.calls === 0) current.client.close();
+    if (this.#onBroken) this.#watch(client, this.#onBroken);
     return this.#current;
+  }
+
+  /** Calls `onBroken` whenever the client's connection breaks, as long as calls use this client. */
+  #watch(client: C, onBroken: () => void): void {
+    const channel = client.getChannel();
+    const look = (before: connectivityState) => {
+      const state = channel.getConnectivityState(false);
+      if (state === connectivityState.SHUTDOWN || client !== this.#current?.client) return;
+      if (before === connectivityState.READY && state !== before) setImmediate(onBroken); // not amid the change
+      channel.watchConnectivityState(state, Number.POSITIVE_INFINITY, () => look(state));
+    };
+    look(channel.getConnectivityState(false));
   }
 }
 

@@ -145,9 +145,14 @@ export interface IndexerClient {
   close(): void;
 }
 
-export function connectPrefill(address: string, security: RpcSecurity = PLAINTEXT): PrefillClient {
+/** @param onBroken called when a connection that was there has broken. */
+export function connectPrefill(
+  address: string,
+  security: RpcSecurity = PLAINTEXT,
+  onBroken?: () => void,
+): PrefillClient {
   const connect = () => new protocol.Prefill(address, security.channel, optionsOf(security));
-  const peer = new Connections(address, connect);
+  const peer = new Connections(address, connect, { onBroken });
   return {
     prefill: (request, signal, deadlineMs, trace) =>
       stream(peer, signal, (client) => client.prefill(request, metadataOf(trace), { deadline: dateOf(deadlineMs) })),
@@ -156,9 +161,10 @@ export function connectPrefill(address: string, security: RpcSecurity = PLAINTEX
   };
 }
 
-export function connectDecode(address: string, security: RpcSecurity = PLAINTEXT): DecodeClient {
+/** @param onBroken as of {@link connectPrefill}. */
+export function connectDecode(address: string, security: RpcSecurity = PLAINTEXT, onBroken?: () => void): DecodeClient {
   const connect = () => new protocol.Decode(address, security.channel, optionsOf(security));
-  const peer = new Connections(address, connect);
+  const peer = new Connections(address, connect, { onBroken });
   return {
     decode: (request, signal, deadlineMs, trace) =>
       stream(peer, signal, (client) => client.decode(request, metadataOf(trace), { deadline: dateOf(deadlineMs) })),
@@ -183,7 +189,7 @@ export function connectKv(address: string, security: RpcSecurity = PLAINTEXT): K
 
 export function connectIndexer(address: string, security: RpcSecurity = PLAINTEXT): IndexerClient {
   const connect = () => new protocol.Indexer(address, security.channel, optionsOf(security));
-  const peer = new Connections(address, connect, true);
+  const peer = new Connections(address, connect, { quotesClient: true });
   return {
     index: (requests, signal, trace) =>
       exchange(peer, signal, requests, (client) => client.index(metadataOf(trace, { waitForReady: true }))),

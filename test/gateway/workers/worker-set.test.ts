@@ -1,4 +1,4 @@
-import { expect, test } from 'vitest';
+import { expect, onTestFinished, test, vi } from 'vitest';
 import { ServingError } from '../../../services/lib/process/errors.ts';
 import { metrics } from '../../../services/lib/process/metrics.ts';
 import { type Answers, fakePool, OURS } from '../../support/fake-pool.ts';
@@ -163,4 +163,50 @@ test('a gateway counts its workers by what they compute on, and those that are l
       ['cpu', 1],
     ]),
   );
+});
+
+test('workers that nobody has given work are asked every few seconds, and those that have work at every turn', async () => {
+  const options = { askEveryMs: 1, connectTimeoutMs: 10_000, stallTimeoutMs: 10_000 };
+  const { workers, take, asked } = fakePool({ p: {}, d: {} }, ['p'], ['d'], options);
+  onTestFinished(() => workers.close());
+  let nowMs = 1_000_000;
+  const clock = vi.spyOn(performance, 'now').mockImplementation(() => nowMs);
+  onTestFinished(() => clock.mockRestore());
+  const turns = async (count: number) => {
+    const looked = clock.mock.calls.length;
+    await vi.waitUntil(() => clock.mock.calls.length > looked + count, { timeout: 60_000 });
+  };
+  workers.watch();
+  await turns(50);
+  expect(asked.toSorted()).toEqual(['d', 'p']);
+  nowMs += 2_999;
+  await turns(50);
+  expect(asked).toHaveLength(2);
+  nowMs += 1;
+  await turns(50);
+  expect(asked.toSorted()).toEqual(['d', 'd', 'p', 'p']);
+  const { decodes } = take();
+  const count = (address: string) => asked.filter((each) => each === address).length;
+  await vi.waitUntil(() => count('p') > 20 && count('d') > 20, { timeout: 60_000 });
+  decodes[0]!.release();
+});
+
+test('an idle worker that hangs loses its calls no later than one that is asked all the time', async () => {
+  const answers: Answers = { p: {}, d: {} };
+  const timers = vi.spyOn(globalThis, 'setTimeout');
+  onTestFinished(() => timers.mockRestore());
+  const options = { askEveryMs: 1, connectTimeoutMs: 10_000, stallTimeoutMs: 10_000 };
+  const { workers, asked } = fakePool(answers, ['p'], ['d'], options);
+  onTestFinished(() => workers.close());
+  const now = performance.now.bind(performance);
+  let aheadMs = 0;
+  const clock = vi.spyOn(performance, 'now').mockImplementation(() => now() + aheadMs);
+  onTestFinished(() => clock.mockRestore());
+  await workers.refresh();
+  const deadlines = () => timers.mock.calls.map(([, delayMs]) => delayMs).filter((ms) => (ms ?? 0) >= 5_000);
+  expect(deadlines()).toEqual([10_000, 10_000]);
+  aheadMs = 3_000; // for so long they may have hung
+  workers.watch();
+  await vi.waitUntil(() => asked.length === 4, { timeout: 60_000 });
+  expect(deadlines()).toEqual([10_000, 10_000, 7_000, 7_000]);
 });

@@ -154,9 +154,11 @@ export class FileGuard {
    */
   async watch(signal: AbortSignal, onDamage: (error: ServingError) => void): Promise<void> {
     await repeatUntilAborted(signal, async () => {
-      for (const [path, guarded] of this.#guarded) {
-        const now = await stampOf(path).catch(() => undefined);
-        if (signal.aborted || now?.text === guarded.stamp.text) continue;
+      const looks = [...this.#guarded].map(async ([path, guarded]) => {
+        return { path, guarded, now: await stampOf(path).catch(() => undefined) };
+      });
+      for (const { path, guarded, now } of await Promise.all(looks)) {
+        if (signal.aborted || this.#guarded.get(path) !== guarded || now?.text === guarded.stamp.text) continue;
         if (now?.inode !== guarded.stamp.inode) {
           this.#guarded.delete(path);
           this.#log.warn({ path }, 'a file was removed or replaced: this process serves the one before');
