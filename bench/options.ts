@@ -6,6 +6,7 @@
 
 import { join } from 'node:path';
 import { Command, InvalidArgumentError, Option } from 'commander';
+import { KV_FORMS } from '../services/lib/model/bundle/choices.ts';
 import { flagName } from '../services/lib/process/config.ts';
 import { count } from '../services/lib/process/count-argument.ts';
 import { allowedCpus, parseCpus } from '../services/lib/process/cpus.ts';
@@ -115,6 +116,12 @@ export interface RunOptions extends OptionsOf<typeof RUN_OPTIONS> {
 export const BUNDLE_OPTIONS = {
   precision: option('<p>', 'precision of a bundle that is made', text, 'int4'),
   prefillPrecision: optional('<p>', 'precision of its weights for prompts: same or w8a8', text),
+  kv: oneOf(
+    '<form>',
+    'how its KV lies: floats, or int8; of --against another checkout, this side only',
+    KV_FORMS,
+    'floats',
+  ),
 };
 
 /** Options of the benches that run whole systems. */

@@ -9,9 +9,9 @@ import type { Manifest } from './lib/model/bundle/bundle.ts';
 /** The block `model` of the chart's values. Sizes are bytes. */
 interface BundleSizes {
   readonly precision: string;
-  /** Of the weights that decode. */
+  /** Of the weights that decode; with int8 KV also of the slot of floats in which a colocated worker computes prompts. */
   readonly weightsBytes: number;
-  /** Of the weights that compute prompts; the same where the bundle has one set. */
+  /** Of the weights that compute prompts, the same where the bundle has one set; with int8 KV also of that slot. */
   readonly promptWeightsBytes: number;
   /** Of encoder and projector; 0 without. */
   readonly contextWeightsBytes: number;
@@ -27,11 +27,12 @@ function bundleSizes(manifest: Manifest): BundleSizes {
   const { precision, llm, context } = manifest;
   const capacity = Math.min(DEFAULT_CAPACITY, llm.maxPositions);
   const decoding = engineMemory(manifest, 'llm', 1, capacity);
+  const prompts = engineMemory(manifest, 'prefill', 1, capacity);
   const contextFiles = context ? [...context.encoder.files, ...context.projector.files] : [];
   return {
     precision,
-    weightsBytes: decoding.weights,
-    promptWeightsBytes: engineMemory(manifest, 'prefill', 1, capacity).weights,
+    weightsBytes: decoding.weights + decoding.staged,
+    promptWeightsBytes: prompts.weights + prompts.staged,
     contextWeightsBytes: contextFiles.reduce((sum, { bytes }) => sum + bytes, 0),
     kvBytesPerToken: decoding.perToken,
     vocabulary: llm.spec.vocab,

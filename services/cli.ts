@@ -201,11 +201,13 @@ async function buildLsp(command: Command): Promise<void> {
     });
 }
 
+const KV = 'how KV lies on the CPU: as the model computes it, or in int8, a quarter of the memory of floats';
 const PRECISION = 'precision of the weights; with fp16 the model also computes in 16 bits, as CUDA needs it';
 
 async function buildExport(command: Command): Promise<void> {
   const choices = await import('./lib/model/bundle/choices.ts');
-  const { ENCODER_MODALITIES, ENCODER_RECIPES, POOLINGS, PRECISIONS, PREFILL_PRECISIONS, SOFT_PER_CHUNK } = choices;
+  const { ENCODER_MODALITIES, ENCODER_RECIPES, KV_FORMS, POOLINGS, PRECISIONS, PREFILL_PRECISIONS, SOFT_PER_CHUNK } =
+    choices;
   command
     .requiredOption('--llm <path>', 'language model: a Hugging Face folder, or a .gguf file')
     .option('--encoder <dir>', 'encoder of chunks; the language model itself when not given')
@@ -215,6 +217,7 @@ async function buildExport(command: Command): Promise<void> {
     .addOption(
       new Option('--prefill-precision <p>', 'precision of the weights for prompts').choices(PREFILL_PRECISIONS),
     )
+    .addOption(new Option('--kv <form>', KV).choices(KV_FORMS).default('floats' as const))
     .option(
       '--block <n>',
       'weights that share a scale: 128 for the speed of CPUs, 32 for quality and GPUs; when not given, ' +
@@ -331,7 +334,7 @@ async function buildDevices(command: Command): Promise<void> {
 }
 
 async function buildSynth(command: Command): Promise<void> {
-  const [{ ENCODERS, SHAPES }, { PRECISIONS, PREFILL_PRECISIONS }] = await Promise.all([
+  const [{ ENCODERS, SHAPES }, { KV_FORMS, PRECISIONS, PREFILL_PRECISIONS }] = await Promise.all([
     import('./lib/model/checkpoint/synth.ts'),
     import('./lib/model/bundle/choices.ts'),
   ]);
@@ -342,6 +345,7 @@ async function buildSynth(command: Command): Promise<void> {
     .addOption(
       new Option('--prefill-precision <p>', 'precision of the weights for prompts').choices(PREFILL_PRECISIONS),
     )
+    .addOption(new Option('--kv <form>', KV).choices(KV_FORMS).default('floats' as const))
     .option('--block <n>', 'weights that share a scale; by the precision when not given', count)
     .addOption(
       new Option('--encoder <shape>', 'encoder: the published 28 layers, or a stand-in of 2, for fast indexing')

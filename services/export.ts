@@ -5,21 +5,22 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { globby } from 'globby';
-import { CpuEngineKv } from './lib/engine/engine-kv.ts';
+import { openCpuKv } from './lib/engine/bundle-kv.ts';
+import { measureKvScales } from './lib/engine/kv-scales.ts';
 import { DecoderSession } from './lib/engine/session.ts';
 import { KvPool } from './lib/kv/pool.ts';
 import { allFiles, contextLack, openBundle, readManifestBytes } from './lib/model/bundle/bundle.ts';
+import type { KvForm } from './lib/model/bundle/choices.ts';
 import {
   type Divergence,
   type GraphPair,
   type LogitsRunner,
   measureDivergence,
 } from './lib/model/bundle/divergence.ts';
-import { type ExportOptions, exportBundle } from './lib/model/bundle/export-bundle.ts';
+import { type ExportOptions, exportBundle, type KvDraft } from './lib/model/bundle/export-bundle.ts';
 import { verifyBundle } from './lib/model/bundle/integrity.ts';
 import { readSigner, signManifest } from './lib/model/bundle/signature.ts';
 import { slowOnCuda } from './lib/model/bundle/weight-formats.ts';
-import type { DecoderSpec } from './lib/model/checkpoint/spec.ts';
 import { type EncoderShape, synthesize, synthesizeEncoder, synthesizeProjector } from './lib/model/checkpoint/synth.ts';
 import { ServingError } from './lib/process/errors.ts';
 import { interruption } from './lib/process/interrupt.ts';
@@ -28,10 +29,15 @@ import { startProgress } from './lib/process/progress.ts';
 import { NO_SOFT_TOKENS } from './lib/request/token-prompt.ts';
 import { loadTokenizer } from './lib/text/tokenizer.ts';
 
-/** --verify measures on real code: the sample repository, in so many sequences of so many tokens. */
+/** Measurements are made on real code, the sample repository, in so many sequences of so many tokens. */
 const VERIFY = { tokens: 512, sequences: 8 };
+/** Threads of the engine that measures. */
+const THREADS = 2;
 
-interface SynthOptions extends Omit<ExportOptions, 'llm' | 'encoder'> {
+/** What the command line says, of which the form of KV is a word. */
+type WordedOptions = Omit<ExportOptions, 'kvScales'> & { readonly kv?: KvForm };
+
+interface SynthOptions extends Omit<WordedOptions, 'llm' | 'encoder'> {
   /** Name of a published shape, or path of a config.json. */
   readonly llm: string;
   readonly encoder: EncoderShape;
@@ -47,12 +53,13 @@ export async function runSynth({ seed, ...options }: SynthOptions) {
 }
 
 /** @param verify measure what quantisation costs: only for a language model that lies in a folder. */
-export async function runExport(options: ExportOptions, verify: boolean) {
+export async function runExport({ kv, ...options }: WordedOptions, verify: boolean) {
   const progress = startProgress('exporting');
   const signal = interruption();
   try {
     const manifest = await exportBundle({
       ...options,
+      ...(kv === 'int8' && { kvScales: sampleKvScales }),
       signal,
       onProgress: ({ part, done, total }) => {
         progress.update(`${part}: ${mib(done)} of ${mib(total)} MiB`);
@@ -135,31 +142,43 @@ export async function runBundleVerify(
   }
 }
 
-async function divergenceOf(llm: string, to: string): Promise<Divergence> {
-  const bundle = await openBundle(to);
-  const tokenizer = await loadTokenizer(bundle.tokenizerDir);
+/** Cuts ids into sequences for a measurement, from their beginning. */
+const pieces = (ids: readonly number[]): number[][] =>
+  Array.from({ length: VERIFY.sequences }, (_, i) => ids.slice(i * VERIFY.tokens, (i + 1) * VERIFY.tokens)).filter(
+    (sequence) => sequence.length > 1,
+  );
+
+/**
+ * Measures the scales of KV in int8 on the end of the sample repository: --verify compares on its beginning.
+ * See {@link ExportOptions}.
+ */
+export async function sampleKvScales({ graph, spec, maxPositions, tokenizerDir }: KvDraft): Promise<Float32Array> {
+  const ids = (await sampleIds(tokenizerDir)).slice(-VERIFY.tokens * VERIFY.sequences);
+  const sequences = pieces(ids).map((sequence) => Int32Array.from(sequence.slice(0, maxPositions)));
+  return measureKvScales(graph, spec, sequences, { threads: THREADS });
+}
+
+/** Token ids of the sample repository. */
+async function sampleIds(tokenizerDir: string): Promise<number[]> {
+  const tokenizer = await loadTokenizer(tokenizerDir);
   const sources = await globby('examples/**/*.py', { cwd: PACKAGE_ROOT });
   const texts = await Promise.all(sources.sort().map((file) => readFile(join(PACKAGE_ROOT, file), 'utf8')));
-  const ids = tokenizer.encode(texts.join('\n'), 'as text');
-  const sequences = Array.from({ length: VERIFY.sequences }, (_, i) =>
-    Array.from(ids.slice(i * VERIFY.tokens, (i + 1) * VERIFY.tokens)),
-  ).filter((sequence) => sequence.length > 1);
-  const { spec } = bundle.manifest.llm;
-  return measureDivergence({
-    bundle,
-    llm,
-    sequences,
-    open: (graphs) => openPair(graphs, spec),
-  });
+  return tokenizer.encode(texts.join('\n'), 'as text');
+}
+
+async function divergenceOf(llm: string, to: string): Promise<Divergence> {
+  const bundle = await openBundle(to);
+  const sequences = pieces(await sampleIds(bundle.tokenizerDir));
+  return measureDivergence({ bundle, llm, sequences, open: openPair });
 }
 
 /** Loads a pair of decoder graphs, which share one KV pool. */
-export async function openPair(graphs: GraphPair, spec: DecoderSpec): Promise<LogitsRunner> {
-  const pool = new KvPool(new CpuEngineKv({ ...spec, floats: graphs.floats }, 1, VERIFY.tokens));
+export async function openPair(graphs: GraphPair): Promise<LogitsRunner> {
+  const { spec } = graphs.bundle.manifest.llm;
+  const pool = new KvPool(await openCpuKv(graphs.bundle, 1, VERIFY.tokens));
   const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
-  const engine = { threads: 2 } as const;
-  const prompt = await DecoderSession.load(graphs.prompt, shape, pool, engine);
-  const decode = await DecoderSession.load(graphs.decode, shape, pool, engine);
+  const prompt = await DecoderSession.load(graphs.prompt, shape, pool, { threads: THREADS, decodes: false });
+  const decode = await DecoderSession.load(graphs.decode, shape, pool, { threads: THREADS });
   return {
     logits: async (ids) => {
       const half = Math.ceil(ids.length / 2);

@@ -21,7 +21,17 @@ const AGAINST_STEPS = 64;
 type Cell = PrefillCell | DecodeCell;
 type Options = Pick<
   EngineBenchOptions,
-  'model' | 'precision' | 'prefillPrecision' | 'prompt' | 'chunk' | 'batch' | 'context' | 'repeats' | 'threads' | 'data'
+  | 'model'
+  | 'precision'
+  | 'prefillPrecision'
+  | 'kv'
+  | 'prompt'
+  | 'chunk'
+  | 'batch'
+  | 'context'
+  | 'repeats'
+  | 'threads'
+  | 'data'
 >;
 
 /** An engine of one checkout, loaded. */
@@ -84,7 +94,9 @@ export async function measureAgainst(
   try {
     for (const [i, root] of [PACKAGE_ROOT, other].entries()) {
       onProgress(`loading the engine of ${root}`);
-      sides.push(await Side.open(root, join(work, String(i)), options, size));
+      // Another checkout may know no form of KV but floats, and this one is compared with itself.
+      const kv = i === 0 ? options.kv : 'floats';
+      sides.push(await Side.open(root, join(work, String(i)), { ...options, kv }, size));
     }
     const ratios = plan.map((): number[] => []);
     // Pair -1 warms both up, and is not counted.
@@ -120,9 +132,16 @@ async function assertBuilt(root: string): Promise<void> {
   );
 }
 
-async function exportWith(root: string, to: string, { model, precision, prefillPrecision }: Options): Promise<void> {
-  const args = ['export', '--llm', resolve(model), '--to', to, '--precision', precision];
+async function exportWith(
+  root: string,
+  to: string,
+  { model, precision, prefillPrecision, kv }: Options,
+): Promise<void> {
+  const isFolder = (await stat(model).catch(() => undefined)) !== undefined;
+  const source = isFolder ? ['export', '--llm', resolve(model)] : ['synth', '--llm', model];
+  const args = [...source, '--to', to, '--precision', precision];
   if (prefillPrecision) args.push('--prefill-precision', prefillPrecision);
+  if (kv !== 'floats') args.push('--kv', kv);
   const { exitCode, stderr } = await execaNode(join(root, 'dist/services/cli.js'), args, { cwd: root, reject: false });
   if (exitCode === 0) return;
   throw new ServingError('config_invalid', `llavacode ${args.join(' ')} failed in ${root}: ${stderr.trim()}`);

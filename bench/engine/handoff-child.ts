@@ -14,14 +14,20 @@ const [layoutText = '', positionsText = ''] = process.argv.slice(2);
 const layout = JSON.parse(layoutText) as KvLayout;
 const positions = Number(positionsText);
 const store = new CpuKvStore(layout, 1, positions + 1);
-for (const { key, value } of store.layers) {
-  for (const tensor of [key, value]) for (let i = 0; i < tensor.length; i++) tensor[i] = Math.sin(i) * 4;
+const levels = new CpuKvStore({ ...layout, type: 'int8-channel' }, 1, positions + 1);
+for (const [pool, most] of [
+  [store, 4],
+  [levels, 127],
+] as const) {
+  for (const { key, value } of pool.layers) {
+    for (const tensor of [key, value]) for (let i = 0; i < tensor.length; i++) tensor[i] = Math.sin(i) * most;
+  }
 }
 
 async function* pull(request: PullRequest__Output): AsyncGenerator<KvFrame> {
   const dtype = readWireType(request.dtype);
   yield { manifest: { fingerprint: request.fingerprint, layout: { ...layout, dtype }, positions } };
-  const sender = new KvSender(store, 0, dtype);
+  const sender = new KvSender(dtype === 'int8-channel' ? levels : store, 0, dtype);
   const cpuBefore = process.cpuUsage();
   let packMs = 0;
   const frames = sender.pack(0, positions);

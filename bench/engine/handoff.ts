@@ -1,6 +1,7 @@
 /**
  * `bench handoff` moves a KV cache from one process to another on the product's own path: pack, CRC, gRPC on loopback,
- * check, scatter. There is no model: the sender's pool is filled once, and every pull overwrites the receiver's.
+ * check, scatter. There is no model: the sender's pools are filled once, and every pull overwrites the receiver's. Int8
+ * values with scales of the bundle travel as they lie, from pools of their own; all other types are made of float32.
  */
 import { fork } from 'node:child_process';
 import { once } from 'node:events';
@@ -48,13 +49,14 @@ export async function measureHandoff(
   ];
   const client = connectKv(address);
   const store = new CpuKvStore(layout, 1, positions + 1);
+  const levels = new CpuKvStore({ ...layout, type: 'int8-channel' }, 1, positions + 1);
   try {
     const pulls = types.map((): PullFigures[] => []);
     // Repeat -1 is not counted: it touches memory, and code is compiled.
     for (let repeat = -1; repeat < repeats; repeat++) {
       for (const [i, type] of types.entries()) {
         const sender = once(child, 'message', { signal: AbortSignal.timeout(TIMEOUT_MS) });
-        const receiver = await pullOnce(client, store, type);
+        const receiver = await pullOnce(client, type === 'int8-channel' ? levels : store, type);
         const [{ packMs, cpuMs }] = (await sender) as [{ packMs: number; cpuMs: number }];
         if (repeat >= 0) pulls[i]!.push({ ...receiver, packMs, senderCpuMs: cpuMs });
       }

@@ -1,5 +1,5 @@
 /** Runs `bench engine` and `bench handoff`. */
-import { WIRE_TYPES } from '../../services/lib/kv/wire.ts';
+import { WIRE_TYPES, type WireType } from '../../services/lib/kv/wire.ts';
 import { run } from '../harness/run.ts';
 import { openModel } from '../system/model.ts';
 import { measureAgainst } from './against.ts';
@@ -21,6 +21,7 @@ export async function runEngine(options: EngineBenchOptions): Promise<void> {
 }
 
 export async function runHandoff(options: HandoffOptions): Promise<void> {
-  const plan = { models: [], settings: { ...options, types: WIRE_TYPES } };
-  await run(HANDOFF, options, plan, async () => ({ cells: await measureHandoff(options, WIRE_TYPES) }));
+  const types: readonly WireType[] = [...WIRE_TYPES, 'int8-channel'];
+  const plan = { models: [], settings: { ...options, types } };
+  await run(HANDOFF, options, plan, async () => ({ cells: await measureHandoff(options, types) }));
 }

@@ -2,14 +2,13 @@
  * Times the bare engine, without HTTP, RPC and scheduler. The times cover what a worker does for one prompt or for one
  * decode step, including greedy sampling.
  */
-import { CpuEngineKv } from '../../services/lib/engine/engine-kv.ts';
+import { openCpuKv } from '../../services/lib/engine/bundle-kv.ts';
 import { prepackedCache } from '../../services/lib/engine/load.ts';
 import { prepackedGraph } from '../../services/lib/engine/prepacked.ts';
 import { OutputHistory, sample } from '../../services/lib/engine/sampler.ts';
 import { DecoderSession } from '../../services/lib/engine/session.ts';
-import type { KvLayout } from '../../services/lib/kv/layout.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
-import { filesOf, floatsOf, openBundle } from '../../services/lib/model/bundle/bundle.ts';
+import { filesOf, openBundle } from '../../services/lib/model/bundle/bundle.ts';
 import { FileGuard } from '../../services/lib/model/bundle/integrity.ts';
 import { createLogger } from '../../services/lib/process/log.ts';
 import { GREEDY } from '../../services/lib/request/next-token.ts';
@@ -74,13 +73,12 @@ export class EngineSubject {
     if (prepacked) for (const graph of new Set([llm, prefill])) await prepackedGraph(graph, prepacked);
     const startMs = performance.now();
     const { spec } = bundle.manifest.llm;
-    const { layers, kvHeads, headDim } = spec;
-    const layout: KvLayout = { layers, kvHeads, headDim, floats: floatsOf(bundle.manifest) };
-    const pool = new KvPool(new CpuEngineKv(layout, options.slots, options.capacity));
+    const pool = new KvPool(await openCpuKv(bundle, options.slots, options.capacity));
     const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
     const settings = { threads: options.threads, spin: options.spin, prepacked } as const;
     const steps = await DecoderSession.load(llm, shape, pool, settings);
-    const prompts = prefill === llm ? steps : await DecoderSession.load(prefill, shape, pool, settings);
+    const prompts =
+      prefill === llm ? steps : await DecoderSession.load(prefill, shape, pool, { ...settings, decodes: false });
     await prompts.chunk({ slot: 0, past: 0, ids: Int32Array.of(0, 0), soft: NO_SOFT_TOKENS, logitRows: [1] });
     await steps.step(Int32Array.of(0), Int32Array.of(2));
     const loadMs = performance.now() - startMs;

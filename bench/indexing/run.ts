@@ -34,8 +34,8 @@ export async function runIndexing(options: IndexBenchOptions): Promise<Artifact<
 }
 
 async function openSubject(name: string, options: IndexBenchOptions): Promise<Subject> {
-  const { data, precision, prefillPrecision, encoder } = options;
-  const made = { data, prefillPrecision };
+  const { data, precision, prefillPrecision, kv, encoder } = options;
+  const made = { data, prefillPrecision, kv };
   const usual = await openModel(name, { ...made, precision });
   const quantised = encoder === 'stand-in' ? usual : await openModel(name, { ...made, precision, encoder });
   const exact = await openModel(name, { data, precision: 'fp32', encoder });

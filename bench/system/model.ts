@@ -2,6 +2,7 @@
 import { readFile, stat } from 'node:fs/promises';
 import { basename, join, resolve } from 'node:path';
 import { FORMAT, type Manifest, openBundle } from '../../services/lib/model/bundle/bundle.ts';
+import type { KvForm } from '../../services/lib/model/bundle/choices.ts';
 import type { EncoderShape } from '../../services/lib/model/checkpoint/synth.ts';
 import { loadTokenizer, type Tokenizer } from '../../services/lib/text/tokenizer.ts';
 import { runCli } from './cli.ts';
@@ -20,6 +21,8 @@ interface ModelOptions {
   /** Precision of a bundle that is made. */
   readonly precision: string;
   readonly prefillPrecision?: string;
+  /** How the KV of a bundle that is made lies. */
+  readonly kv?: KvForm;
   /** Encoder of a bundle that is made from a published shape; the stand-in of two layers when not given. */
   readonly encoder?: EncoderShape;
 }
@@ -35,16 +38,25 @@ export async function openModel(model: string, options: ModelOptions, signal?: A
 }
 
 async function bundleOf(model: string, options: ModelOptions, signal?: AbortSignal): Promise<string> {
-  const { data, precision, prefillPrecision } = options;
+  const { data, precision, prefillPrecision, kv = 'floats' } = options;
   if (await exists(join(model, 'manifest.json'))) return resolve(model);
   const checkpoint = await exists(join(model, 'config.json'));
   const encoder = checkpoint ? undefined : options.encoder;
-  const name = [basename(resolve(model)), precision, prefillPrecision, encoder].filter(Boolean).join('-');
+  const name = [
+    basename(resolve(model)),
+    precision,
+    prefillPrecision,
+    kv === 'floats' ? undefined : `kv-${kv}`,
+    encoder,
+  ]
+    .filter(Boolean)
+    .join('-');
   const to = resolve(data, 'bundles', name);
   const made = await readFile(join(to, 'manifest.json'), 'utf8').catch(() => '');
   if (made.includes(`"${FORMAT}"`)) return to; // one of an earlier version is made again
   const command = [checkpoint ? 'export' : 'synth', '--llm', model, '--to', to, '--precision', precision];
   if (prefillPrecision) command.push('--prefill-precision', prefillPrecision);
+  if (kv !== 'floats') command.push('--kv', kv);
   if (encoder) command.push('--encoder', encoder);
   await runCli(command, signal);
   return to;

@@ -66,8 +66,8 @@ export class KvPuller {
     this.#security = security;
     this.#pool = pool;
     this.#fingerprint = fingerprint;
-    // KV that was computed in float16 is always sent as float16.
-    this.#wire = pool.floats === 'float16' ? pool.floats : wire;
+    // Values that are not float32 are always sent as they are.
+    this.#wire = pool.type === 'float32' ? wire : pool.type;
     this.#log = log;
   }
 

@@ -91,7 +91,7 @@ export function createDecodeService(engine: StepEngine & { readonly pool: KvPool
       role: 'decode',
       model: options.model,
       fingerprint: options.fingerprint,
-      layout: { ...pool.layout, dtype: pool.floats },
+      layout: { ...pool.layout, dtype: pool.type },
       capacity: pool.capacity,
       slots: pool.slots,
       freeSlots: pool.free,

@@ -20,7 +20,7 @@ export async function openKvDisk(
   log: Logger,
 ): Promise<KvDisk | undefined> {
   if (kvDiskDir === '') return undefined;
-  const type = kvDiskPrecision === 'int8' && pool.floats === 'float32' ? 'int8' : pool.floats;
+  const type = kvDiskPrecision === 'int8' && pool.type === 'float32' ? 'int8' : pool.type;
   const folder = await KvFolder.open(kvDiskDir, formOf(origin, pool.layout, type), kvDiskBytes, log);
   log.info({ dir: kvDiskDir, bytes: folder.bytes, type }, 'KV of kept prompts is kept on disk too');
   const disk = new KvDisk(pool, folder, log);

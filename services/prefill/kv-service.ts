@@ -65,14 +65,11 @@ export function mountKv(pool: KvPool, leases: LeaseTable, fingerprint: string) {
 }
 
 /**
- * The form in which the cache travels. KV that was computed in float16 is always sent as float16.
+ * The form in which the cache travels. Values that are not float32 are always sent as they are.
  * @param requested '' leaves the choice to this side.
  */
-function wireTypeOf({ floats }: KvPool, requested: string): WireType {
-  const dtype = requested === '' ? floats : readWireType(requested);
-  if (floats === 'float32' || dtype === floats) return dtype;
-  throw new ServingError(
-    'kv_layout_mismatch',
-    `this KV cache is of ${floats} and travels as ${floats}, not as ${dtype}`,
-  );
+function wireTypeOf({ type }: KvPool, requested: string): WireType {
+  const dtype = requested === '' ? type : readWireType(requested);
+  if (type === 'float32' || dtype === type) return dtype;
+  throw new ServingError('kv_layout_mismatch', `this KV cache is of ${type} and travels as ${type}, not as ${dtype}`);
 }

@@ -103,7 +103,7 @@ export function createPrefillService({ engine, prefixes, leases, disk, log }: Pr
       role: 'prefill',
       model: options.model,
       fingerprint,
-      layout: { ...pool.layout, dtype: pool.floats },
+      layout: { ...pool.layout, dtype: pool.type },
       capacity: pool.capacity,
       slots: pool.slots,
       freeSlots: pool.free,

@@ -9,6 +9,7 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, onTestFinished, test, vi } from 'vitest';
 import { CPU } from '../../services/lib/engine/device.ts';
 import type { KvUse } from '../../services/lib/engine/device-kv.ts';
+import { kvLayoutOf } from '../../services/lib/engine/kv-layout.ts';
 import { Binding } from '../../services/lib/engine/ort.ts';
 import type { DecoderSession } from '../../services/lib/engine/session.ts';
 import { KvReceiver, KvSender } from '../../services/lib/kv/handoff.ts';
@@ -16,7 +17,7 @@ import { type Bundle, openBundle } from '../../services/lib/model/bundle/bundle.
 import { exportBundle } from '../../services/lib/model/bundle/export-bundle.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
 import { NO_SOFT_TOKENS, type SoftTokens, softWithin } from '../../services/lib/request/token-prompt.ts';
-import { decoderOn, layoutOf, softwareGpu } from '../support/device-decoder.ts';
+import { decoderOn, softwareGpu } from '../support/device-decoder.ts';
 import { TINY_CODER } from '../support/models.ts';
 import { COMPILING_MS, DEVICE_MODEL } from '../support/vulkan.ts';
 
@@ -220,7 +221,12 @@ describe('a hand-over', () => {
     const first = await prefill(from, fromSlot, prompt, { size: 64 });
     const sender = new KvSender(from.pool.store, fromSlot);
     const receiver = new KvReceiver(to.pool.store, toSlot, '');
-    receiver.manifest({ fingerprint: '', layout: layoutOf(bundle), dtype: 'float32', positions: prompt.length });
+    receiver.manifest({
+      fingerprint: '',
+      layout: kvLayoutOf(bundle.manifest),
+      dtype: 'float32',
+      positions: prompt.length,
+    });
     for (const [start, end] of [
       [0, 64],
       [64, prompt.length],

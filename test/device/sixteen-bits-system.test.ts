@@ -6,8 +6,8 @@
  */
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import { streamCompletion } from '../../services/client.ts';
+import { kvLayoutOf } from '../../services/lib/engine/kv-layout.ts';
 import { positionBytes } from '../../services/lib/kv/layout.ts';
-import { floatsOf } from '../../services/lib/model/bundle/bundle.ts';
 import type { SystemOptions } from '../../services/supervisor.ts';
 import { PlainModel, startTestSystem, type TestSystem, TINY_CODER } from '../support/system.ts';
 import { COMPILING_MS, vulkanEnvironment } from '../support/vulkan.ts';
@@ -87,7 +87,7 @@ describe.each(SYSTEMS)('%s', (_, { prefillOnly, ...options }) => {
     expect(new Set(first.tokenIds).size).toBeGreaterThan(3);
     expect(forked.usage.prompt_tokens_details?.cached_tokens).toBeGreaterThanOrEqual(64);
     const { manifest } = system.bundle;
-    const perPosition = positionBytes({ ...manifest.llm.spec, floats: floatsOf(manifest) });
+    const perPosition = positionBytes(kvLayoutOf(manifest));
     const handedOver = 2 * prompt.length + fork.length + short.length;
     expect((await moved()) - movedBefore).toBe(handedOver * perPosition);
   });

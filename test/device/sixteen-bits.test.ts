@@ -93,7 +93,7 @@ describe.each<[string, Precision, string]>([
 
   test('the device passes its check, and computes the distributions of the CPU, the same in every run', async () => {
     expect(gpu.device.kind).toBe('webgpu');
-    expect(gpu.session.pool.memory.floats).toBe('float16');
+    expect(gpu.session.pool.memory.type).toBe('float16');
     expect(gpu.check!.kl).toBeGreaterThan(0);
     expect(distance(all(cpu), all(gpu))).toBeLessThan(KL_LIMIT[precision]);
     expect(joined([await prompt(gpu.session, 2), await steps(gpu.session, 2)])).toEqual(all(gpu));

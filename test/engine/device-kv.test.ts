@@ -47,7 +47,7 @@ const everything = (layout: KvLayout): KvRange => ({ start: 0, end: CAPACITY, ro
 
 const LAYOUTS: [string, KvLayout][] = [
   ['32-bit floats', { layers: 2, kvHeads: 2, headDim: 8 }],
-  ['16-bit floats', { layers: 1, kvHeads: 3, headDim: 8, floats: 'float16' }],
+  ['16-bit floats', { layers: 1, kvHeads: 3, headDim: 8, type: 'float16' }],
 ];
 describe.each(LAYOUTS)('with %s', (_, layout) => {
   test.each(['steps', 'prompts', 'both'] as const)(

@@ -2,7 +2,7 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, beforeAll, expect, onTestFinished, test, vi } from 'vitest';
+import { afterAll, beforeAll, describe, expect, onTestFinished, test, vi } from 'vitest';
 import { type EngineConfig, type EngineWork, loadEngine } from '../../services/lib/engine/load.ts';
 import { engineMemory } from '../../services/lib/engine/memory.ts';
 import { ENGINE_SETTINGS } from '../../services/lib/engine/settings.ts';
@@ -33,8 +33,7 @@ const load = (asked: Partial<EngineConfig>, work: EngineWork = 'decode') => {
   const config = loadConfig(ENGINE_SETTINGS, { model, provider: 'cpu', threads: 1, prepacked: 'off' }, {});
   return loadEngine({ ...config, ...asked }, work, log, new FileGuard(log));
 };
-const kvBytes = (slots: number, capacity: number) =>
-  positionBytes({ ...manifest.llm.spec, floats: 'float32' }) * slots * capacity;
+const kvBytes = (slots: number, capacity: number) => positionBytes(manifest.llm.spec) * slots * capacity;
 
 test("KV that exceeds the machine's memory is refused with the arithmetic", async () => {
   const [slots, capacity] = [4096, 2048];
@@ -106,5 +105,46 @@ test("a slot longer than the model's positions is refused", async () => {
   await expect(load({ slots: 1, capacity: maxPositions + 1 })).rejects.toMatchObject({
     code: 'config_invalid',
     message: expect.stringMatching(new RegExp(`--capacity ${maxPositions + 1} exceeds the ${maxPositions} positions`)),
+  });
+});
+
+describe('int8 KV', () => {
+  const [slots, capacity] = [4, 64];
+  let model: string;
+  let int8: Manifest;
+
+  beforeAll(async () => {
+    model = join(dir, 'int8-kv');
+    int8 = await exportBundle({
+      llm: join(import.meta.dirname, '../goldens/qwen2-tied'),
+      to: model,
+      precision: 'fp32',
+      kvScales: async ({ spec }) => new Float32Array(2 * spec.layers * spec.kvHeads * spec.headDim).fill(0.01),
+    });
+  });
+
+  test('takes a quarter of the memory of floats, and a slot of floats where prompts are computed', async () => {
+    const floats = kvBytes(1, capacity);
+    const decode = engineMemory(int8, 'llm', slots, capacity, { computesPrompts: false });
+    expect(decode).toMatchObject({ kv: (slots * floats) / 4, staged: 0 });
+    const prefill = engineMemory(int8, 'llm', slots, capacity, { computesPrompts: true });
+    expect(prefill).toMatchObject({ kv: (slots * floats) / 4, staged: floats });
+    const { weights, kv, staged, logits } = prefill;
+    machine.bytes = weights + kv + staged + logits - 1;
+    const asked = { model, slots, capacity, prepacked: '' };
+    await expect(load(asked, 'both')).rejects.toMatchObject({
+      code: 'out_of_memory',
+      message: expect.stringContaining('a slot of floats for prompts'),
+    });
+    machine.bytes++;
+    await (await load(asked, 'both')).dispose();
+  });
+
+  test('is refused where prompts and steps would have a copy of the weights each, with what to do', async () => {
+    machine.bytes = GIB;
+    await expect(load({ model, slots, capacity, prepacked: 'off' }, 'both')).rejects.toMatchObject({
+      code: 'config_invalid',
+      message: expect.stringMatching(/--prepacked off would load the weights twice: leave --prepacked out/),
+    });
   });
 });

@@ -90,7 +90,17 @@ test('where nothing can be kept it is computed each time, with a warning', async
 });
 
 test('a machine that cannot hold the model for the comparison is told so, with the arithmetic and a way out', () => {
-  const need = { weights: 2 ** 53, kv: 0, slots: 1, perToken: 1, stepRows: 1, logits: 0, verify: 0, scratch: 0 };
+  const need = {
+    weights: 2 ** 53,
+    kv: 0,
+    slots: 1,
+    perToken: 1,
+    staged: 0,
+    stepRows: 1,
+    logits: 0,
+    verify: 0,
+    scratch: 0,
+  };
   const check = (weights: number) => () => assertReferenceFits({ ...need, weights }, 'the test GPU', 'reference-x.bin');
   expect(check(2 ** 20)).not.toThrow();
   expect(check(2 ** 53)).toThrowError(

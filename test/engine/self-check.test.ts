@@ -121,8 +121,8 @@ class LossyKv implements CheckedKv {
   readonly staging: number | undefined;
   readonly slots: number;
 
-  constructor(floats: 'float32' | 'float16', lost: (slot: number, row: number) => boolean, staging?: number) {
-    this.#store = new CpuKvStore({ ...LAYOUT, floats }, 4, 16);
+  constructor(type: 'float32' | 'float16', lost: (slot: number, row: number) => boolean, staging?: number) {
+    this.#store = new CpuKvStore({ ...LAYOUT, type }, 4, 16);
     this.slots = staging ?? 4;
     this.#lost = lost;
     this.staging = staging;
@@ -147,9 +147,9 @@ class LossyKv implements CheckedKv {
 }
 
 describe('assertKeepsKv', () => {
-  test.each(['float32', 'float16'] as const)('memory of %s that keeps all passes', async (floats) => {
-    await assertKeepsKv(new LossyKv(floats, () => false), 'the test GPU');
-    await assertKeepsKv(new LossyKv(floats, () => false, 3), 'the test GPU');
+  test.each(['float32', 'float16'] as const)('memory of %s that keeps all passes', async (type) => {
+    await assertKeepsKv(new LossyKv(type, () => false), 'the test GPU');
+    await assertKeepsKv(new LossyKv(type, () => false, 3), 'the test GPU');
   });
 
   test.each([

@@ -2,13 +2,14 @@
 import { totalmem } from 'node:os';
 import { describe, expect, test } from 'vitest';
 import { CpuKvStore } from '../../services/lib/kv/cpu-store.ts';
+import type { KvType } from '../../services/lib/kv/layout.ts';
 import { row, rowBytes, rows } from '../support/kv-rows.ts';
 
 const LAYOUT = { layers: 2, kvHeads: 2, headDim: 4 };
 
 /** Every element is its own index within its tensor. */
-function numbered(slots: number, floats: 'float32' | 'float16' = 'float32'): CpuKvStore {
-  const store = new CpuKvStore({ ...LAYOUT, floats }, slots, 3);
+function numbered(slots: number, type: KvType = 'float32'): CpuKvStore {
+  const store = new CpuKvStore({ ...LAYOUT, type }, slots, 3);
   for (const { key, value } of store.layers) {
     for (const tensor of [key, value]) tensor.set(tensor.map((_, i) => i));
   }
@@ -64,12 +65,12 @@ test('bytes of another length than the range are refused', () => {
   expect(() => numbered(1).write(0, range, new Uint8Array(2 * 2 * 16 - 1))).toThrowError(RangeError);
 });
 
-describe.each(['float32', 'float16'] as const)('slots of %s', (floats) => {
+describe.each(['float32', 'float16', 'int8-channel'] as const)('slots of %s', (type) => {
   const bytesOf = (store: CpuKvStore, slot: number, start: number, end: number) =>
     Array.from({ length: 8 }, (_, index) => [...rowBytes(store, slot, index, start, end)]);
 
   test('a copy changes exactly the positions asked for, in all rows', () => {
-    const store = numbered(2, floats);
+    const store = numbered(2, type);
     const [before, rest] = [bytesOf(store, 0, 0, 3), bytesOf(store, 1, 2, 3)];
     store.copy(0, 1, 2);
     expect(bytesOf(store, 1, 0, 2)).toEqual(bytesOf(store, 0, 0, 2));
@@ -83,7 +84,7 @@ describe.each(['float32', 'float16'] as const)('slots of %s', (floats) => {
   });
 
   test('a swap exchanges exactly the positions asked for, in all rows', () => {
-    const store = numbered(3, floats);
+    const store = numbered(3, type);
     const [a, b] = [bytesOf(store, 0, 0, 2), bytesOf(store, 2, 0, 2)];
     const rest = [bytesOf(store, 0, 2, 3), bytesOf(store, 1, 0, 3), bytesOf(store, 2, 2, 3)];
     store.swap(0, 2, 2);

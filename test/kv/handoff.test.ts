@@ -246,8 +246,11 @@ describe('a stream that was changed', () => {
   });
 });
 
-describe('a store of half precision', () => {
-  const layout = { layers: 2, kvHeads: 1, headDim: 4, floats: 'float16' } as const;
+describe.each([
+  ['float16', 2],
+  ['int8-channel', 1],
+] as const)('a store of %s', (type, bytes) => {
+  const layout = { layers: 2, kvHeads: 1, headDim: 4, type };
   const filled = () => {
     const store = new CpuKvStore(layout, 2, 8);
     for (const layer of store.layers) {
@@ -256,21 +259,21 @@ describe('a store of half precision', () => {
     return store;
   };
 
-  test('a float16 cache travels unchanged in half the bytes', async () => {
+  test('a cache travels unchanged in its bytes', async () => {
     const [source, target] = [filled(), new CpuKvStore(layout, 2, 8)];
-    const sender = new KvSender(source, 1, 'float16');
-    const receiver = new KvReceiver(target, 0, FINGERPRINT, 'float16');
-    receiver.manifest({ fingerprint: FINGERPRINT, layout, dtype: 'float16', positions: 7 });
+    const sender = new KvSender(source, 1, type);
+    const receiver = new KvReceiver(target, 0, FINGERPRINT, type);
+    receiver.manifest({ fingerprint: FINGERPRINT, layout, dtype: type, positions: 7 });
     for (const frame of await packed(sender, [3, 7])) receiver.rows(frame);
     receiver.end(sender.end([1]));
-    expect(receiver.bytes).toBe(7 * 4 * 4 * 2);
+    expect(receiver.bytes).toBe(7 * 4 * 4 * bytes);
     for (let row = 0; row < rowCount(layout); row++) {
       expect(rowBytes(target, 0, row, 0, 7)).toEqual(rowBytes(source, 1, row, 0, 7));
     }
   });
 
-  test('float16 values are sent and taken as float16 only', () => {
-    expect(() => new KvSender(filled(), 0, 'int8')).toThrow('float16');
-    expect(() => new KvReceiver(filled(), 0, FINGERPRINT, 'float32')).toThrow('float16');
+  test('values are sent and taken as they are only', () => {
+    expect(() => new KvSender(filled(), 0, 'int8')).toThrow(type);
+    expect(() => new KvReceiver(filled(), 0, FINGERPRINT, 'float32')).toThrow(type);
   });
 });

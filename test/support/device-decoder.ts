@@ -3,10 +3,10 @@ import { afterAll, beforeAll, expect } from 'vitest';
 import { type Accelerator, type Device, openDevice } from '../../services/lib/engine/device.ts';
 import { DeviceKv, type KvUse } from '../../services/lib/engine/device-kv.ts';
 import { CpuEngineKv, type EngineKv } from '../../services/lib/engine/engine-kv.ts';
+import { kvLayoutOf } from '../../services/lib/engine/kv-layout.ts';
 import { DecoderSession } from '../../services/lib/engine/session.ts';
-import type { KvLayout } from '../../services/lib/kv/layout.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
-import { type Bundle, floatsOf } from '../../services/lib/model/bundle/bundle.ts';
+import type { Bundle } from '../../services/lib/model/bundle/bundle.ts';
 import { COMPILING_MS, useVulkan } from './vulkan.ts';
 
 /**
@@ -27,11 +27,6 @@ export function softwareGpu(): () => Accelerator {
   return () => device!;
 }
 
-export const layoutOf = ({ manifest }: Bundle): KvLayout => {
-  const { layers, kvHeads, headDim } = manifest.llm.spec;
-  return { layers, kvHeads, headDim, floats: floatsOf(manifest) };
-};
-
 interface Wanted {
   readonly slots?: number;
   readonly capacity?: number;
@@ -50,7 +45,7 @@ export interface Decoder {
 export async function decoderOn(device: Device, bundle: Bundle, wanted: Wanted = {}): Promise<Decoder> {
   const { slots = 3, capacity = 64, use = 'both', graphCapture } = wanted;
   const { vocab, hidden } = bundle.manifest.llm.spec;
-  const layout = layoutOf(bundle);
+  const layout = kvLayoutOf(bundle.manifest);
   const store: EngineKv =
     device.kind === 'cpu'
       ? new CpuEngineKv(layout, slots, capacity)

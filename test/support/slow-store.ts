@@ -36,8 +36,8 @@ export class SlowStore implements KvStore {
   get capacity() {
     return this.memory.capacity;
   }
-  get floats() {
-    return this.memory.floats;
+  get type() {
+    return this.memory.type;
   }
 
   /** Watches to whom a pool over this store gives slots. */

@@ -28,8 +28,8 @@ export class StagedKv implements EngineKv {
   get capacity() {
     return this.#memory.capacity;
   }
-  get floats() {
-    return this.#memory.floats;
+  get type() {
+    return this.#memory.type;
   }
 
   bind(binding: Binding, first: number, n: number): () => void {

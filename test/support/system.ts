@@ -2,11 +2,12 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { CpuEngineKv } from '../../services/lib/engine/engine-kv.ts';
+import { sampleKvScales } from '../../services/export.ts';
+import { openCpuKv } from '../../services/lib/engine/bundle-kv.ts';
 import { DecoderSession } from '../../services/lib/engine/session.ts';
 import { KvPool } from '../../services/lib/kv/pool.ts';
-import { type Bundle, floatsOf, openBundle } from '../../services/lib/model/bundle/bundle.ts';
-import type { Precision } from '../../services/lib/model/bundle/choices.ts';
+import { type Bundle, openBundle } from '../../services/lib/model/bundle/bundle.ts';
+import type { KvForm, Precision } from '../../services/lib/model/bundle/choices.ts';
 import { exportBundle } from '../../services/lib/model/bundle/export-bundle.ts';
 import { NO_SOFT_TOKENS, type SoftTokens } from '../../services/lib/request/token-prompt.ts';
 import { loadRpcSecurity } from '../../services/lib/rpc/credentials.ts';
@@ -25,15 +26,20 @@ export interface TestSystem extends RunningSystem {
 export const memberOf = ({ rpcSecretFile }: Pick<RunningSystem, 'rpcSecretFile'>) =>
   loadRpcSecurity({ rpcCert: '', rpcKey: '', rpcCa: '', rpcSecretFile });
 
+interface Made {
+  readonly precision?: Precision;
+  readonly kv?: KvForm;
+}
+
 /** Exports `llm`, in 32-bit floats if not told otherwise, and starts a system on it; `close` leaves nothing behind. */
 export async function startTestSystem(
   llm: string,
   workers: Flags = {},
-  { precision = 'fp32', ...options }: Partial<SystemOptions> & { readonly precision?: Precision } = {},
+  { precision = 'fp32', kv = 'floats', ...options }: Partial<SystemOptions> & Made = {},
 ): Promise<TestSystem> {
   const dir = await mkdtemp(join(tmpdir(), 'llavacode-system-'));
   const model = join(dir, 'bundle');
-  await exportBundle({ llm, to: model, precision });
+  await exportBundle({ llm, to: model, precision, ...(kv === 'int8' && { kvScales: sampleKvScales }) });
   const bundle = await openBundle(model);
   const system = await startSystem({
     mode: 'disaggregated',
@@ -69,7 +75,7 @@ export class PlainModel {
   static async load(bundle: Bundle, capacity = 1024): Promise<PlainModel> {
     const { spec } = bundle.manifest.llm;
     const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
-    const pool = new KvPool(new CpuEngineKv({ ...spec, floats: floatsOf(bundle.manifest) }, 1, capacity));
+    const pool = new KvPool(await openCpuKv(bundle, 1, capacity));
     const session = await DecoderSession.load(bundle.llm, shape, pool, { threads: 1 });
     return new PlainModel(session, spec.vocab);
   }

@@ -68,7 +68,7 @@ function weightBytes({ hidden, layers, heads, kvHeads, headDim, intermediate, vo
 /** Activations of a layer: gate, up and their product; norms, queries, keys, values and the residual stream. */
 const layerBytes = ({ intermediate, hidden }: Shape, rows: number) => FLOAT * rows * (3 * intermediate + 8 * hidden);
 const decodingBytes = (spec: Shape, slots: number, rows: number) =>
-  slots * (rows * positionBytes({ ...spec, floats: 'float32' }) + FLOAT * spec.vocab);
+  slots * (rows * positionBytes(spec) + FLOAT * spec.vocab);
 
 /** Bytes at the peak of a run. */
 export function trainingBytes(spec: Shape, need: MemoryNeed): number {

@@ -49,7 +49,7 @@ export class Rollouts {
     const memory =
       device.kind === 'cpu'
         ? new CpuEngineKv(spec, settings.slots, maxPositions)
-        : await DeviceKv.create(device, { ...spec, floats: 'float32' }, settings.slots, maxPositions, 'both');
+        : await DeviceKv.create(device, spec, settings.slots, maxPositions, 'both');
     const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
     const load = (path: string) =>
       DecoderSession.load(path, shape, new KvPool(memory), { device, threads, packWeights });

@@ -54,7 +54,7 @@ export class DeviceKv implements EngineKv {
   readonly layout: KvLayout;
   readonly slots: number;
   readonly capacity: number;
-  readonly floats: 'float32' | 'float16';
+  readonly type: 'float32' | 'float16';
   /** The slot after the last one, in which prompts are computed; undefined where they are computed in place. */
   readonly staging: number | undefined;
   /** Whether a step can begin at any slot. Otherwise it begins at slot 0. */
@@ -77,7 +77,7 @@ export class DeviceKv implements EngineKv {
     this.layout = layout;
     this.slots = slots;
     this.capacity = capacity;
-    this.floats = layout.floats ?? 'float32';
+    this.type = layout.type === 'float16' ? 'float16' : 'float32'; // no device computes levels (bundle.ts)
     this.staging = use === 'both' ? slots : undefined;
     this.bindsAnywhere = use === 'prompts';
     this.#use = use;
@@ -234,7 +234,7 @@ export class DeviceKv implements EngineKv {
           .input(`end.${i}`, own(int64([3], [at + 1, to, end])));
       }
       const data = rows.subarray(row * n * headDim, (row + count) * n * headDim);
-      binding.output('rows', own(new OrtValue({ type: this.floats, dims: [1, count, n, headDim], data })));
+      binding.output('rows', own(new OrtValue({ type: this.type, dims: [1, count, n, headDim], data })));
     });
   }
 
@@ -257,7 +257,7 @@ export class DeviceKv implements EngineKv {
         binding
           .input(`tensor.${i}`, memory)
           .input(`cells.${i}`, own(int64([cells.length, 1], cells)))
-          .input(`rows.${i}`, own(new OrtValue({ type: this.floats, dims: [cells.length, headDim], data })))
+          .input(`rows.${i}`, own(new OrtValue({ type: this.type, dims: [cells.length, headDim], data })))
           .output(`written.${i}`, memory);
         row += to - from;
       }
@@ -333,7 +333,7 @@ export class DeviceKv implements EngineKv {
     if (known) return known;
     // A node on the CPU would take whole tensors across the bus.
     const options = { device: this.#device, threads: 1, whole: true };
-    const opening = OrtSession.build(BUILD[kind](tensors, this.floats), options);
+    const opening = OrtSession.build(BUILD[kind](tensors, this.type), options);
     this.#graphs.set(key, opening);
     opening.catch(() => this.#graphs.delete(key));
     return opening;
@@ -345,7 +345,7 @@ export class DeviceKv implements EngineKv {
     const flat: DeviceTensor[] = [];
     try {
       for (let i = 0; i < 2 * layers; i++) {
-        const tensor = await this.#device.tensor(this.floats, [slots, kvHeads, this.capacity, headDim]);
+        const tensor = await this.#device.tensor(this.type, [slots, kvHeads, this.capacity, headDim]);
         tensors.push(tensor);
         flat.push(tensor.head([slots * kvHeads * this.capacity, headDim]));
       }
@@ -422,8 +422,8 @@ export class DeviceKv implements EngineKv {
   #host(dims: readonly number[]): OrtValue {
     const count = dims.reduce((product, dim) => product * dim, 1);
     const bytes = new ArrayBuffer(Math.max(8, count * elementBytes(this.layout)));
-    const data = this.floats === 'float16' ? new Uint16Array(bytes, 0, count) : new Float32Array(bytes, 0, count);
-    return new OrtValue({ type: this.floats, dims, data });
+    const data = this.type === 'float16' ? new Uint16Array(bytes, 0, count) : new Float32Array(bytes, 0, count);
+    return new OrtValue({ type: this.type, dims, data });
   }
 }
 

@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import type { KvOrigin } from '../kv/disk/extent.ts';
 import type { KvLayout } from '../kv/layout.ts';
 import { KvPool } from '../kv/pool.ts';
-import { assertRunsOn, type Bundle, filesOf, floatsOf, openBundle, promptPart } from '../model/bundle/bundle.ts';
+import { assertRunsOn, type Bundle, filesOf, openBundle, promptPart } from '../model/bundle/bundle.ts';
 import type { FileGuard } from '../model/bundle/integrity.ts';
 import type { ConfigOf } from '../process/config.ts';
 import { parseCpus } from '../process/cpus.ts';
@@ -14,11 +14,13 @@ import { ServingError } from '../process/errors.ts';
 import type { Logger } from '../process/log.ts';
 import { metrics } from '../process/metrics.ts';
 import { NO_SOFT_TOKENS } from '../request/token-prompt.ts';
+import { openCpuKv } from './bundle-kv.ts';
 import { type DeviceReport, loadOnDevice } from './choose-device.ts';
 import { assertComputesLongChunks } from './chunk-check.ts';
 import { type Accelerator, type Device, type DeviceSetting, openDevice } from './device.ts';
 import { DeviceKv } from './device-kv.ts';
-import { CpuEngineKv, type EngineKv } from './engine-kv.ts';
+import type { EngineKv } from './engine-kv.ts';
+import { kvLayoutOf } from './kv-layout.ts';
 import {
   assertFitsDevice,
   assertFitsMachine,
@@ -107,7 +109,7 @@ export async function loadEngine(
     log.warn({ device: device.name, why }, '--graph-capture true has no effect: no decode step is recorded');
   }
   const { pool } = engine.session;
-  const size = { block_size: String(capacity), num_gpu_blocks: String(pool.slots), cache_dtype: pool.floats };
+  const size = { block_size: String(capacity), num_gpu_blocks: String(pool.slots), cache_dtype: pool.type };
   metrics.cacheConfig.set(size, 1);
   const report = { kind: device.kind, name: device.name, reason };
   const loadMs = Math.round(performance.now() - started);
@@ -185,7 +187,8 @@ class EngineLoader {
     // A device that computes both has one more slot, in which prompts are computed.
     const kvSlots = slots + (this.#work === 'both' && !onCpu ? 1 : 0);
     const stepRows = this.#work === 'prefill' ? 1 : kvSlots;
-    const runs = { tokens: this.#runTokens, stepRows, verified: onCpu && this.#verifies };
+    const computesPrompts = this.#work !== 'decode';
+    const runs = { tokens: this.#runTokens, stepRows, verified: onCpu && this.#verifies, computesPrompts };
     const need = engineMemory(manifest, part, kvSlots, capacity, runs);
     if (onCpu) assertFitsMachine(need, capacity);
     else if (deviceMemory !== undefined) assertFitsDevice(need, capacity, deviceMemory);
@@ -196,10 +199,19 @@ class EngineLoader {
           'raise it, or use --provider cpu',
       );
     }
+    if (onCpu && manifest.kv !== undefined && this.#work === 'both' && this.#config.prepacked === 'off') {
+      throw new ServingError(
+        'config_invalid',
+        `${manifest.name} has int8 KV, with which prompts and steps have a graph each, and --prepacked off would load the ` +
+          'weights twice: leave --prepacked out, or name a folder',
+      );
+    }
     this.#serve(part);
     const device = await openDevice(setting);
-    const kvOf = (layout: KvLayout): EngineKv | Promise<EngineKv> =>
-      device.kind === 'cpu' ? new CpuEngineKv(layout, slots, capacity) : this.#deviceKv(device, layout);
+    const kvOf = (): Promise<EngineKv> =>
+      device.kind === 'cpu'
+        ? openCpuKv(this.#bundle, slots, capacity, computesPrompts)
+        : this.#deviceKv(device, kvLayoutOf(manifest));
     const { prepacked } = this.#config;
     const kept = device.kind === 'cpu' ? prepackedCache(this.#bundle, prepacked, this.#log, this.#files) : undefined;
     const engine = await this.#open(part, device, kvOf, kept).catch(async (error) => {
@@ -208,7 +220,7 @@ class EngineLoader {
     });
     try {
       const check = device.kind === 'cpu' ? undefined : await this.#check(engine.session, device);
-      const warm = warmUp(engine.session, check !== undefined);
+      const warm = warmUp(engine.session, this.#work, check !== undefined);
       await (device.kind === 'cpu' ? warm : device.health.unlessLost(warm));
       if (this.#verifies) await this.#openVerifier(engine.session, kept);
       return { engine, device, check };
@@ -243,16 +255,15 @@ class EngineLoader {
   async #open(
     part: 'llm' | 'prefill',
     device: Device,
-    kvOf: (layout: KvLayout) => EngineKv | Promise<EngineKv>,
+    kvOf: () => Promise<EngineKv>,
     prepacked: SessionOptions['prepacked'],
   ): Promise<OpenEngine> {
     // Whose kernels a plugin has is known only when it is open.
     if (device.kind === 'plugin') assertRunsOn(this.#bundle.manifest, device.kernels);
     const { threads, spin, graphCapture } = this.#config;
     const { spec } = this.#bundle.manifest.llm;
-    const { layers, kvHeads, headDim } = spec;
     const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
-    const memory = await kvOf({ layers, kvHeads, headDim, floats: floatsOf(this.#bundle.manifest) });
+    const memory = await kvOf();
     const session = await DecoderSession.load(this.#bundle[part], shape, new KvPool(memory), {
       device,
       threads,
@@ -328,7 +339,7 @@ class EngineLoader {
     const need = engineMemory(manifest, 'llm', 1, CHECKED_POSITIONS);
     assertReferenceFits(need, checked, referenceName(manifest.fingerprint));
     const device = await openDevice({ provider: 'cpu' });
-    const kvOf = (layout: KvLayout) => new CpuEngineKv(layout, 1, CHECKED_POSITIONS);
+    const kvOf = () => openCpuKv(this.#bundle, 1, CHECKED_POSITIONS);
     // Prepacked weights would take as much of the disk as the model, for one prompt.
     const onCpu = await this.#open('llm', device, kvOf, undefined);
     try {
@@ -348,13 +359,15 @@ class EngineLoader {
 /**
  * The first runs allocate memory and read every weight; on a device they compile its kernels. No request should wait
  * for that.
+ * @param work what is run: what the worker computes.
  * @param checked whether the checks of a device have run prompts and steps already.
  */
-async function warmUp(session: DecoderSession, checked: boolean): Promise<void> {
+async function warmUp(session: DecoderSession, work: EngineWork, checked: boolean): Promise<void> {
   await session.pool.memory.warmUp();
   if (checked) return;
-  await session.chunk({ slot: 0, past: 0, ids: Int32Array.of(0, 0), soft: NO_SOFT_TOKENS, logitRows: [1] });
-  await session.step(Int32Array.of(0), Int32Array.of(2));
+  const ids = Int32Array.of(0, 0);
+  if (work !== 'decode') await session.chunk({ slot: 0, past: 0, ids, soft: NO_SOFT_TOKENS, logitRows: [1] });
+  if (work !== 'prefill') await session.step(Int32Array.of(0), Int32Array.of(2));
 }
 
 /** @param setting a folder; '' for the bundle's own, `off` for none. */

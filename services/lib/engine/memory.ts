@@ -5,6 +5,7 @@ import type { DecoderSpec } from '../model/checkpoint/spec.ts';
 import { VERIFIED_ROWS } from '../model/graph/row-graph.ts';
 import { ServingError } from '../process/errors.ts';
 import { machineMemory, sizeText } from '../process/memory.ts';
+import { kvLayoutOf } from './kv-layout.ts';
 
 /** Tokens of a prompt's chunk where no setting says it: the default of --prefill-chunk-tokens. */
 export const DEFAULT_CHUNK_TOKENS = 512;
@@ -26,6 +27,8 @@ export interface EngineMemory {
   readonly kv: number;
   readonly slots: number;
   readonly perToken: number;
+  /** Bytes of the slot of floats in which prompts are computed where KV lies in int8; 0 without. */
+  readonly staged: number;
   /** Rows of the largest step. */
   readonly stepRows: number;
   /** Bytes of the logits of the largest step. */
@@ -43,22 +46,29 @@ export interface EngineMemory {
  * @param part the part of the bundle whose weights are loaded.
  * @param slots KV slots, the staging slot of a device included.
  * @param runs tokens of the largest run, whose intermediate results must fit, and rows of the largest step, whose
- *   logits must; and whether there are verify runs.
+ *   logits must; whether there are verify runs; and whether prompts are computed.
  */
 export function engineMemory(
-  manifest: Pick<Manifest, 'llm' | 'prefill' | 'precision'>,
+  manifest: Pick<Manifest, 'llm' | 'prefill' | 'precision' | 'kv'>,
   part: 'llm' | 'prefill',
   slots: number,
   capacity: number,
-  runs: { readonly tokens?: number; readonly stepRows?: number; readonly verified?: boolean } = {},
+  runs: {
+    readonly tokens?: number;
+    readonly stepRows?: number;
+    readonly verified?: boolean;
+    readonly computesPrompts?: boolean;
+  } = {},
 ): EngineMemory {
   const { llm, prefill } = manifest;
   const files = part === 'prefill' ? (prefill ?? llm).files : llm.files;
   const { spec } = llm;
-  const { tokens = DEFAULT_CHUNK_TOKENS, stepRows = slots, verified = false } = runs;
+  const { tokens = DEFAULT_CHUNK_TOKENS, stepRows = slots, verified = false, computesPrompts = true } = runs;
   const verifiedRows = verified ? VERIFIED_ROWS.reduce((sum, rows) => sum + rows, 0) : 0;
   const floats = floatsOf(manifest);
-  const perToken = positionBytes({ ...spec, floats });
+  const layout = kvLayoutOf(manifest);
+  const perToken = positionBytes(layout);
+  const isStaged = layout.type === 'int8-channel' && computesPrompts;
   // CUDA computes 16 bits only, so other precisions never write a matrix out.
   const written = floats === 'float16' && manifest.precision !== 'fp16' ? writtenMatrix(spec) : 0;
   // At its widest a run holds the gated and the plain half of an MLP, their product, and the residual stream twice.
@@ -68,6 +78,7 @@ export function engineMemory(
     kv: perToken * capacity * slots,
     slots,
     perToken,
+    staged: isStaged ? capacity * positionBytes({ ...layout, type: 'float32' }) : 0,
     stepRows,
     logits: spec.vocab * 4 * stepRows,
     verify: verifiedRows * (spec.vocab * 4 + spec.layers * VERIFY_ROW_BYTES),
@@ -92,8 +103,8 @@ function writtenMatrix({ intermediate, hidden, vocab }: DecoderSpec): number {
  */
 export function assertFitsMachine(need: EngineMemory, capacity: number): void {
   const available = machineMemory();
-  const { weights, kv, logits, verify } = need;
-  if (weights + kv + logits + verify <= available) return;
+  const { weights, kv, staged, logits, verify } = need;
+  if (weights + kv + staged + logits + verify <= available) return;
   throw new ServingError(
     'out_of_memory',
     `${described(need, capacity)}; the machine has ${sizeText(available)}; lower --slots or --capacity` +
@@ -134,7 +145,10 @@ export function assertFitsDevice(need: EngineMemory, capacity: number, bytes: nu
   );
 }
 
-const described = ({ weights, kv, slots, perToken, stepRows, logits, verify }: EngineMemory, capacity: number) =>
+const described = (
+  { weights, kv, slots, perToken, staged, stepRows, logits, verify }: EngineMemory,
+  capacity: number,
+) =>
   `the weights take ${sizeText(weights)}, the KV pool ${slots} slots x ${capacity} tokens x ${perToken} bytes = ` +
-  `${sizeText(kv)}, logits ${stepRows} slots x ${logits / 4 / stepRows} ids x 4 bytes = ${sizeText(logits)}` +
+  `${sizeText(kv)}, ${staged > 0 ? `a slot of floats for prompts ${sizeText(staged)}, ` : ''}logits ${stepRows} slots x ${logits / 4 / stepRows} ids x 4 bytes = ${sizeText(logits)}` +
   (verify > 0 ? `, verify runs about ${sizeText(verify)}` : '');

@@ -228,18 +228,20 @@ export class OrtSession {
   }
 
   /**
-   * Loads a graph in another structure, on the CPU. Its weights are those of `path` in their prepacked form: the
-   * sessions that read them share one copy.
+   * Loads a graph in another structure, on the CPU. Its weights are those of `path` in their prepacked form, if asked for:
+   * the sessions that read them share one copy.
    * @param rewrite of the ONNX file; it may not change weights.
+   * @param mayCopy whether the session may have a copy of the weights where none are prepacked.
    * @throws ServingError runtime_failed for a broken graph, or where there are no prepacked weights to share.
    */
   static async rewritten(
     path: string,
     rewrite: (model: Uint8Array) => Uint8Array,
     options: SessionOptions,
+    mayCopy = false,
   ): Promise<OrtSession> {
     const graph = options.prepacked ? await prepackedGraph(path, options.prepacked) : path;
-    if (graph === path) {
+    if (graph === path && !mayCopy) {
       throw new ServingError('runtime_failed', 'a second session would copy the weights: it needs --prepacked');
     }
     return OrtSession.#open(rewrite(await readFile(graph)), options, dirname(graph));

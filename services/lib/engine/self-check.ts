@@ -150,7 +150,7 @@ function tooLarge(kv: CheckedKv, figures: string, cause?: unknown): ServingError
 function pattern(layout: KvLayout, slot: number): Uint8Array {
   const count = rowCount(layout) * layout.headDim;
   const mix = (i: number) => Math.imul(slot * 7919 + i + 1, 2654435761) >>> 9; // 23 bits
-  if (layout.floats === 'float16') {
+  if (layout.type === 'float16') {
     return new Uint8Array(Uint16Array.from({ length: count }, (_, i) => 0x3c00 | (mix(i) >>> 13)).buffer);
   }
   return new Uint8Array(Uint32Array.from({ length: count }, (_, i) => 0x3f800000 | mix(i)).buffer);

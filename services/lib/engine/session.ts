@@ -7,12 +7,13 @@
  * Where a step can begin only at slot 0, the slots before the first one ride along.
  */
 import type { KvPool } from '../kv/pool.ts';
+import { FIRST_POSITION, promptGraph } from '../model/graph/prompt-graph.ts';
 import { ServingError } from '../process/errors.ts';
 import type { SoftTokens } from '../request/token-prompt.ts';
 import { CPU, type Device } from './device.ts';
 import type { DeviceHealth } from './device-health.ts';
 import type { DeviceInputs } from './device-inputs.ts';
-import { CpuEngineKv, type EngineKv } from './engine-kv.ts';
+import { CpuEngineKv, type EngineKv, Int8Kv } from './engine-kv.ts';
 import { type Binding, NEVER, OrtSession, OrtValue, type SessionOptions } from './ort.ts';
 import { openRows, type RowSet } from './row-runs.ts';
 import { RunCosts } from './run-costs.ts';
@@ -70,6 +71,8 @@ export interface DecoderOptions extends SessionOptions {
    * and a vocabulary of 152k it saves 39 MB of the device's memory and as much page-locked memory.
    */
   readonly decodes?: boolean;
+  /** Computes with the graph in another structure (OrtSession.rewritten). Not with int8 KV. */
+  readonly rewrite?: (model: Uint8Array) => Uint8Array;
 }
 
 /** Runs of several tokens of one sequence, which give what as many steps of it alone give, bit for bit. */
@@ -92,7 +95,10 @@ const TIMED_RUNS = 3;
 
 export class DecoderSession {
   readonly pool: KvPool<EngineKv>;
+  /** Computes decode steps, and prompts where one graph computes both. */
   readonly #session: OrtSession;
+  /** Computes prompts. */
+  readonly #prompts: OrtSession;
   readonly #shape: DecoderShape;
   /** Where prompts are computed; undefined where they are computed in their own slots. */
   readonly #staging: StagingSlot | undefined;
@@ -126,7 +132,7 @@ export class DecoderSession {
   #rows: RowSet | undefined;
 
   private constructor(
-    session: OrtSession,
+    { steps, prompts }: Graphs,
     shape: DecoderShape,
     pool: KvPool<EngineKv>,
     picker: TokenPicker | undefined,
@@ -134,7 +140,8 @@ export class DecoderSession {
     recordsSteps: boolean,
     stepRows: number,
   ) {
-    this.#session = session;
+    this.#session = steps;
+    this.#prompts = prompts;
     this.#shape = shape;
     this.pool = pool;
     const { staging } = pool.memory;
@@ -177,13 +184,13 @@ export class DecoderSession {
     // all of them to the CPU unnoticed.
     const whole = device.kind !== 'cpu';
     const graphCapture = device.kind === 'webgpu' && decodes && options.graphCapture === true;
-    const session = await OrtSession.load(graph, { ...options, whole, graphCapture });
+    const graphs = await openGraphs(graph, pool, { ...options, decodes, whole, graphCapture });
     try {
       const picks = device.kind !== 'cpu' && decodes;
       const picker = picks ? await TokenPicker.open(device, pool.slots, shape.vocabSize) : undefined;
-      return new DecoderSession(session, shape, pool, picker, device, graphCapture, decodes ? pool.slots : 1);
+      return new DecoderSession(graphs, shape, pool, picker, device, graphCapture, decodes ? pool.slots : 1);
     } catch (error) {
-      session.dispose();
+      for (const session of Object.values(graphs)) session.dispose();
       throw error;
     }
   }
@@ -295,6 +302,9 @@ export class DecoderSession {
         .input('seqlens_k', value({ type: 'int32', dims: [1], data: int32(1).fill(end - 1) }))
         .input('total_sequence_length', value({ type: 'int32', dims: [], data: int32(1).fill(end) }))
         .output('logits', value({ type: 'float32', dims: [logitRows.length, vocabSize], data: logits }));
+      if (this.pool.memory instanceof Int8Kv) {
+        binding.input(FIRST_POSITION, value({ type: 'int64', dims: [1], data: int64([past]) }));
+      }
       await binding.run(signal);
       return logits;
     } finally {
@@ -391,6 +401,7 @@ export class DecoderSession {
     this.#hostLogits?.dispose();
     this.#picker?.dispose();
     this.#session.dispose();
+    this.#prompts.dispose();
   }
 
   /** @throws ServingError context_length_exceeded */
@@ -435,7 +446,7 @@ export class DecoderSession {
   #slotBinding(slot: number): Binding {
     let binding = this.#slots.get(slot);
     if (binding === undefined) {
-      binding = this.#session.bind();
+      binding = this.#prompts.bind();
       if (this.recordsSteps) binding.capture(NEVER);
       this.#unbind.push(this.pool.memory.bind(binding, slot, 1));
       this.#slots.set(slot, binding);
@@ -480,6 +491,38 @@ export class DecoderSession {
     const step = { binding, ids, lengths, total, logits, inputs };
     this.#steps.set(key, step);
     return step;
+  }
+}
+
+/** The sessions that compute steps and prompts; one and the same where a graph computes both. */
+interface Graphs {
+  readonly steps: OrtSession;
+  readonly prompts: OrtSession;
+}
+
+/**
+ * Opens a decoder graph. Where its KV lies in int8, prompts have a graph of their own over the same weights, and only
+ * what is computed here is opened: a session fails when it is asked for the other.
+ */
+async function openGraphs(graph: string, { memory }: KvPool<EngineKv>, options: DecoderOptions): Promise<Graphs> {
+  const { rewrite, decodes } = options;
+  if (!(memory instanceof Int8Kv)) {
+    const both = await (rewrite
+      ? OrtSession.rewritten(graph, rewrite, options, true)
+      : OrtSession.load(graph, options));
+    return { steps: both, prompts: both };
+  }
+  if (memory.staging === undefined) {
+    const steps = await OrtSession.load(graph, options);
+    return { steps, prompts: steps };
+  }
+  const prompts = await OrtSession.rewritten(graph, (model) => promptGraph(model, memory.layout), options, true);
+  if (decodes === false) return { steps: prompts, prompts };
+  try {
+    return { steps: await OrtSession.load(graph, options), prompts };
+  } catch (error) {
+    prompts.dispose();
+    throw error;
   }
 }
 

@@ -4,7 +4,7 @@
  * expires, its worker drains), also in the middle of a copy that a device makes on its own time.
  */
 import { ServingError } from '../process/errors.ts';
-import type { KvLayout, KvRange } from './layout.ts';
+import type { KvLayout, KvRange, KvType } from './layout.ts';
 import type { KvStore, RowWriter } from './store.ts';
 
 export class CountedStore implements KvStore {
@@ -35,8 +35,8 @@ export class CountedStore implements KvStore {
     return this.#memory.capacity;
   }
 
-  get floats(): 'float32' | 'float16' {
-    return this.#memory.floats;
+  get type(): KvType {
+    return this.#memory.type;
   }
 
   /** Whether an operation on the slot has not ended. */

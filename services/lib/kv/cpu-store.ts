@@ -4,16 +4,17 @@
  */
 import { ServingError } from '../process/errors.ts';
 import { machineMemory, sizeText } from '../process/memory.ts';
-import { elementBytes, type KvLayout, type KvRange, positionBytes, rowCount } from './layout.ts';
+import { elementBytes, type KvLayout, type KvRange, type KvType, positionBytes, rowCount } from './layout.ts';
 import type { KvStore, RowWriter } from './store.ts';
 
-export type KvArray = Float32Array | Uint16Array;
+const ARRAY = { float32: Float32Array, float16: Uint16Array, 'int8-channel': Int8Array } as const;
+export type KvArray = Float32Array | Uint16Array | Int8Array;
 
 export class CpuKvStore implements KvStore {
   readonly layout: KvLayout;
   readonly slots: number;
   readonly capacity: number;
-  readonly floats: 'float32' | 'float16';
+  readonly type: KvType;
   /** Per layer: K and V, each `[slot, kv_head, position, head_dim]`; float16 as its bits. */
   readonly layers: readonly { readonly key: KvArray; readonly value: KvArray }[];
   /** The bytes of the layers' tensors: K and V of the first layer, then of the second, and so on. */
@@ -27,12 +28,11 @@ export class CpuKvStore implements KvStore {
     this.layout = layout;
     this.slots = slots;
     this.capacity = capacity;
-    this.floats = layout.floats ?? 'float32';
+    this.type = layout.type ?? 'float32';
     this.#vectorBytes = layout.headDim * elementBytes(layout);
     const bytes = slots * layout.kvHeads * capacity * this.#vectorBytes;
-    const ArrayType = this.floats === 'float16' ? Uint16Array : Float32Array;
     // Zeroed pages cost nothing until they are written.
-    const tensor = () => new ArrayType(new ArrayBuffer(bytes));
+    const tensor = () => new ARRAY[this.type](new ArrayBuffer(bytes));
     this.layers = Array.from({ length: layout.layers }, () => ({ key: tensor(), value: tensor() }));
     this.#tensors = this.layers.flatMap(({ key, value }) => [new Uint8Array(key.buffer), new Uint8Array(value.buffer)]);
   }

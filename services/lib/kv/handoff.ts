@@ -64,7 +64,7 @@ export class KvSender {
   readonly #type: WireType;
   readonly #tally = new Tally();
 
-  /** @throws TypeError for a store of float16, whose values travel as they are, and another type. */
+  /** @throws TypeError for another type than that of a store whose values are not float32: they travel as they are. */
   constructor(store: KvStore, slot: number, type: WireType = 'float32') {
     assertConvertible(store, type);
     this.#store = store;
@@ -91,13 +91,13 @@ export class KvSender {
   }
 
   #frame(range: KvRange, vector: number, rows: readonly Uint8Array[]): KvRows {
-    const { layout, floats } = this.#store;
+    const { layout, type } = this.#store;
     const rowBytes = (range.end - range.start) * vector;
     const data = allocateRows(rows.length * rowBytes);
     let crc = 0;
     for (const [i, row] of rows.entries()) {
       const encoded = data.subarray(i * rowBytes, (i + 1) * rowBytes);
-      if (this.#type === floats) encoded.set(row);
+      if (this.#type === type) encoded.set(row);
       else encodeRow(this.#type, floatsOf(row), layout.headDim, encoded);
       crc = crc32(encoded, crc); // row by row, while the row is in the CPU's cache
     }
@@ -123,7 +123,7 @@ export class KvReceiver {
 
   /**
    * @param type the form that the sender was asked for.
-   * @throws TypeError for a store of float16, whose values travel as they are, and another type.
+   * @throws TypeError for another type than that of a store whose values are not float32: they travel as they are.
    */
   constructor(store: KvStore, slot: number, fingerprint: string, type: WireType = 'float32') {
     assertConvertible(store, type);
@@ -200,8 +200,8 @@ export class KvReceiver {
 
   /** The frame's values as the store takes them. */
   #rowsOf({ data }: KvRows, rowBytes: number): Uint8Array | RowWriter {
-    const { layout, floats } = this.#store;
-    if (this.#type === floats) return data;
+    const { layout, type } = this.#store;
+    if (this.#type === type) return data;
     return (index, to) => {
       const encoded = data.subarray(index * rowBytes, (index + 1) * rowBytes);
       decodeRow(this.#type, encoded, layout.headDim, floatsOf(to));
@@ -242,8 +242,9 @@ const rangeOf = ({ start, end, rowStart, rowEnd }: KvRange): KvRange => ({ start
 /** The values of a row of float32: the same memory. */
 const floatsOf = (row: Uint8Array) => new Float32Array(row.buffer, row.byteOffset, row.length / 4);
 
-function assertConvertible({ floats }: KvStore, type: WireType): void {
-  if (type !== floats && floats !== 'float32') throw new TypeError(`a store of ${floats} holds no 32-bit floats`);
+function assertConvertible(store: KvStore, type: WireType): void {
+  if (type !== store.type && store.type !== 'float32')
+    throw new TypeError(`a store of ${store.type} holds no 32-bit floats`);
 }
 
 const hex = (crc: number) => crc.toString(16).padStart(8, '0');

@@ -4,13 +4,19 @@
  * slot a row is `[capacity, head_dim]` and contiguous, so any positions [start, end) of it can be copied at once.
  */
 
+/**
+ * The type of the values of a KV cache: what the engine computes in, float16 as its bits; or int8, each
+ * value a multiple of the scale that its channel has in the bundle (engine-kv.ts).
+ */
+export type KvType = 'float32' | 'float16' | 'int8-channel';
+
 export interface KvLayout {
   readonly layers: number;
   readonly kvHeads: number;
   /** Elements of one head's key or value at one position. */
   readonly headDim: number;
-  /** The type that the engine computes in; float32 if not given. */
-  readonly floats?: 'float32' | 'float16';
+  /** The type of the values; float32 if not given. */
+  readonly type?: KvType;
 }
 
 /** Rows [rowStart, rowEnd) of positions [start, end). */
@@ -26,7 +32,8 @@ export const FRAME_BYTES = 1 << 20;
 
 export const rowCount = (layout: KvLayout) => layout.layers * 2 * layout.kvHeads;
 
-export const elementBytes = ({ floats }: KvLayout) => (floats === 'float16' ? 2 : 4);
+const ELEMENT_BYTES = { float32: 4, float16: 2, 'int8-channel': 1 } as const;
+export const elementBytes = ({ type = 'float32' }: KvLayout) => ELEMENT_BYTES[type];
 
 /** Bytes of all rows at one position, in the pool. */
 export const positionBytes = (layout: KvLayout) => rowCount(layout) * layout.headDim * elementBytes(layout);

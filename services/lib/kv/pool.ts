@@ -5,7 +5,7 @@
  */
 import { ServingError } from '../process/errors.ts';
 import { CountedStore } from './counted-store.ts';
-import type { KvLayout } from './layout.ts';
+import type { KvLayout, KvType } from './layout.ts';
 import type { KvStore } from './store.ts';
 
 /** A slot that is held. Releasing or keeping it a second time does nothing. */
@@ -65,8 +65,8 @@ export class KvPool<M extends KvStore = KvStore> {
     return this.memory.capacity;
   }
 
-  get floats(): 'float32' | 'float16' {
-    return this.memory.floats;
+  get type(): KvType {
+    return this.memory.type;
   }
 
   /** Slots that can be reserved now, kept ones included. */

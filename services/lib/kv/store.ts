@@ -6,7 +6,7 @@
  * so that the first kind costs no turn of the event loop. Whoever asks for an operation must hold the slots that it
  * touches until it has settled.
  */
-import type { KvLayout, KvRange } from './layout.ts';
+import type { KvLayout, KvRange, KvType } from './layout.ts';
 
 /**
  * Writes one row into memory of its length, aligned for its values.
@@ -20,7 +20,7 @@ export interface KvStore {
   /** Positions of a slot. */
   readonly capacity: number;
   /** The type of the values that lie here, and that `read` and `write` carry, little-endian. */
-  readonly floats: 'float32' | 'float16';
+  readonly type: KvType;
 
   /**
    * Rows [rowStart, rowEnd) of positions [start, end) of a slot: for each row the bytes of `[end - start, head_dim]`.

@@ -2,30 +2,42 @@
  * The form in which the values of a KV cache travel: as they are, or in fewer bytes. A *vector* is one head's key or
  * value at one position, `[head_dim]`; a row of a frame is `[position, head_dim]`, a run of vectors.
  *
- *     float32  the values; exact
- *     float16  the values rounded to nearest; values beyond +-65504 become +-65504
- *     int8     a float32 scale for each vector, and the values divided by it and rounded: the largest becomes +-127
+ *     float32       the values; exact
+ *     float16       the values rounded to nearest; values beyond +-65504 become +-65504
+ *     int8          a float32 scale for each vector, and the values divided by it and rounded: the largest becomes +-127
+ *     int8-channel  multiples of the scales of the bundle's channels, as attention reads them; exact
  *
  * All are little-endian, like every machine that the engine runs on. For int8 the scales of a row precede its values.
  */
 import { narrow, widen } from '../numeric/half.ts';
 import { ServingError } from '../process/errors.ts';
+import type { KvType } from './layout.ts';
 
+/** The forms that a worker can ask for where the values are float32. */
 export const WIRE_TYPES = ['float32', 'float16', 'int8'] as const;
-export type WireType = (typeof WIRE_TYPES)[number];
+export type WireType = (typeof WIRE_TYPES)[number] | KvType;
+const ALL_TYPES: readonly WireType[] = [...WIRE_TYPES, 'int8-channel'];
 
 /** @param name '' stands for float32. @throws ServingError kv_layout_mismatch for an unknown name. */
 export function readWireType(name: string): WireType {
   if (name === '') return 'float32';
-  const type = WIRE_TYPES.find((each) => each === name);
+  const type = ALL_TYPES.find((each) => each === name);
   if (type !== undefined) return type;
-  throw new ServingError('kv_layout_mismatch', `KV caches travel as ${WIRE_TYPES.join(', ')}, not as ${name}`);
+  throw new ServingError('kv_layout_mismatch', `KV caches travel as ${ALL_TYPES.join(', ')}, not as ${name}`);
 }
 
 /** Bytes of one vector. */
 export function vectorBytes(type: WireType, headDim: number): number {
-  if (type === 'float32') return headDim * 4;
-  return type === 'float16' ? headDim * 2 : headDim + 4;
+  switch (type) {
+    case 'float32':
+      return headDim * 4;
+    case 'float16':
+      return headDim * 2;
+    case 'int8':
+      return headDim + 4;
+    case 'int8-channel':
+      return headDim;
+  }
 }
 
 const asBytes = (floats: Float32Array) => new Uint8Array(floats.buffer, floats.byteOffset, floats.byteLength);

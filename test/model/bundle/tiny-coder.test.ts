@@ -5,7 +5,7 @@ import { openPair } from '../../../services/export.ts';
 import { OrtSession } from '../../../services/lib/engine/ort.ts';
 import { type Bundle, openBundle } from '../../../services/lib/model/bundle/bundle.ts';
 import type { Precision, PrefillPrecision } from '../../../services/lib/model/bundle/choices.ts';
-import { type Divergence, type GraphPair, measureDivergence } from '../../../services/lib/model/bundle/divergence.ts';
+import { type Divergence, measureDivergence } from '../../../services/lib/model/bundle/divergence.ts';
 import { exportBundle } from '../../../services/lib/model/bundle/export-bundle.ts';
 import { verifyBundle } from '../../../services/lib/model/bundle/integrity.ts';
 import { loadTokenizer } from '../../../services/lib/text/tokenizer.ts';
@@ -114,8 +114,7 @@ describe('quantised', () => {
     const bundle = await exported(...of);
     const tokenizer = await loadTokenizer(TINY_CODER);
     const sequences = [tokenizer.encode(CODE), golden.fim.input_ids];
-    const open = (graphs: GraphPair) => openPair(graphs, bundle.manifest.llm.spec);
-    return measureDivergence({ bundle, llm: TINY_CODER, sequences, open });
+    return measureDivergence({ bundle, llm: TINY_CODER, sequences, open: openPair });
   };
 
   test('int8 is close to fp32, and int4 less close', async () => {

@@ -53,7 +53,7 @@ export interface ExtentForm {
 }
 
 export function formOf(origin: KvOrigin, layout: KvLayout, type: WireType): ExtentForm {
-  const { layers, kvHeads, headDim, floats = 'float32' } = layout;
+  const { layers, kvHeads, headDim, type: computed = 'float32' } = layout;
   const parts = [
     MAGIC.toString('latin1'),
     origin.fingerprint,
@@ -61,7 +61,7 @@ export function formOf(origin: KvOrigin, layout: KvLayout, type: WireType): Exte
     layers,
     kvHeads,
     headDim,
-    floats,
+    computed,
     type,
   ];
   const digest = createHash('sha256').update(JSON.stringify(parts)).digest('hex');

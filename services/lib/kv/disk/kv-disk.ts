@@ -296,7 +296,7 @@ export class KvDisk {
   #rowWriter(values: Buffer, rowBytes: number, skip: number): RowWriter {
     const { type, layout } = this.#folder.form;
     const vector = vectorBytes(type, layout.headDim);
-    if (type === this.#pool.floats) {
+    if (type === this.#pool.type) {
       return (index, to) => {
         const start = index * rowBytes + skip * vector;
         to.set(values.subarray(start, start + to.length));
@@ -319,7 +319,7 @@ export class KvDisk {
     isThere: () => boolean,
   ): Promise<number | undefined> {
     const { form } = this.#folder;
-    const { store, floats } = this.#pool;
+    const { store, type } = this.#pool;
     const turns = new Turns();
     const vector = vectorBytes(form.type, form.layout.headDim);
     let [crc, at] = [0, 0];
@@ -333,7 +333,7 @@ export class KvDisk {
       const from = at;
       for (const row of rows) {
         const to = values.subarray(at, at + rowBytes);
-        if (form.type === floats) to.set(row);
+        if (form.type === type) to.set(row);
         else encodeRow(form.type, floatsOf(row), form.layout.headDim, to);
         at += rowBytes;
       }

@@ -4,6 +4,7 @@
  *     manifest.json [, manifest.sig]  tokenizer.json  tokenizer_config.json
  *     llm/model.onnx, model.bin
  *     prefill/model.onnx, model.bin                      the same network with weights for prompts, if those differ
+ *     kv/scales.bin                                      what a level of 8 bits is worth, if KV lies in those
  *     encoder/model.onnx, model.bin [, tokenizer.json]   both or neither: without them repository context
  *     projector/model.onnx, model.bin                    works as text only (see contextLack)
  */
@@ -26,6 +27,8 @@ import { assertSigned, readSigner } from './signature.ts';
 
 /** The number grows with the inputs of the graphs: a session feeds those of its own version only. */
 export const FORMAT = 'llavacode-bundle/2';
+/** Path of the scales of int8 KV. */
+export const KV_SCALES = 'kv/scales.bin';
 const count = z.number().int().positive();
 const sha256 = z.string().regex(/^[0-9a-f]{64}$/, 'must be a SHA-256 in hex');
 const filePath = z.string().regex(/^(?!\.)[\w.-]+(\/(?!\.)[\w.-]+)*$/, 'must be a path within the bundle');
@@ -82,6 +85,10 @@ export const manifestSchema = z.object({
   }),
   /** The language model for prompts, with weights and activations of 8 bits. */
   prefill: z.object({ files }).optional(),
+  /**
+   * KV in int8. The file has a float32 for each channel: [layers, K or V, kv_heads, head_dim], little-endian.
+   */
+  kv: z.object({ form: z.literal('int8'), files }).optional(),
   /** The networks that turn chunks into soft tokens. */
   context: z
     .object({
@@ -101,7 +108,7 @@ export const manifestSchema = z.object({
 });
 export type Manifest = z.output<typeof manifestSchema>;
 
-/** The type in which the language model's graphs compute, which is also that of their KV. */
+/** The type in which the language model's graphs compute. */
 export const floatsOf = ({ precision }: Pick<Manifest, 'precision'>) =>
   precision.endsWith('fp16') ? 'float16' : 'float32';
 
@@ -111,18 +118,22 @@ type DeviceKind = 'cpu' | 'webgpu' | 'cuda' | 'plugin';
 /** The precisions that every kind of device computes whole. */
 const EVERYWHERE = PRECISIONS.filter((precision) => floatsOf({ precision }) === 'float16');
 
-type Named = Pick<Manifest, 'name' | 'precision'>;
+type Named = Pick<Manifest, 'name' | 'precision' | 'kv'>;
 
 /**
  * Says to people why a kind of device cannot compute a bundle's language model whole, and what to do; undefined if it
  * can. The CPU and WebGPU compute every precision, CUDA only 16 bits: its attention takes no others. What a plugin can
- * do is known when it has been tried.
+ * do is known when it has been tried. int8 KV is for the CPU.
  */
-export const deviceLack = ({ name, precision }: Named, kind: DeviceKind): string | undefined =>
-  kind === 'cuda' && floatsOf({ precision }) !== 'float16'
+export const deviceLack = ({ name, precision, kv }: Named, kind: DeviceKind): string | undefined => {
+  if (kv !== undefined && kind !== 'cpu') {
+    return `${name} has int8 KV, which only the CPU computes: export it without --kv int8, or use --provider cpu`;
+  }
+  return kind === 'cuda' && floatsOf({ precision }) !== 'float16'
     ? `${name} has precision ${precision}, and CUDA computes attention in 16 bits only: export it with one of ` +
-      `--precision ${EVERYWHERE.join(', ')}, or use --provider webgpu or cpu`
+        `--precision ${EVERYWHERE.join(', ')}, or use --provider webgpu or cpu`
     : undefined;
+};
 
 /** @throws ServingError config_invalid for a bundle that this kind of device cannot compute whole. */
 export function assertRunsOn(manifest: Named, kind: DeviceKind): void {
@@ -144,6 +155,8 @@ export interface Bundle {
   readonly llm: string;
   /** Path of the decoder's graph for prompts: the same path if the bundle has no other graph for them. */
   readonly prefill: string;
+  /** Path of the scales of int8 KV; undefined where KV lies in floats. */
+  readonly kvScales: string | undefined;
   /** Folder with `tokenizer.json` and, if there is one, `tokenizer_config.json`. */
   readonly tokenizerDir: string;
   /** Paths of the encoder's and the projector's graphs, and the folder of the encoder's tokenizer. */
@@ -182,11 +195,12 @@ export function contextFingerprintOf(
   return createHash('sha256').update(JSON.stringify(parts)).digest('hex');
 }
 
-export function allFiles(parts: Pick<Manifest, 'llm' | 'prefill' | 'context' | 'tokenizer'>): BundleFile[] {
-  const { llm, prefill, context, tokenizer } = parts;
+export function allFiles(parts: Pick<Manifest, 'llm' | 'prefill' | 'kv' | 'context' | 'tokenizer'>): BundleFile[] {
+  const { llm, prefill, kv, context, tokenizer } = parts;
   return [
     ...llm.files,
     ...(prefill?.files ?? []),
+    ...(kv?.files ?? []),
     ...(context?.encoder.files ?? []),
     ...(context?.projector.files ?? []),
     ...tokenizer.files,
@@ -195,11 +209,18 @@ export function allFiles(parts: Pick<Manifest, 'llm' | 'prefill' | 'context' | '
 
 export type BundlePart = 'llm' | 'prefill' | 'encoder' | 'projector' | 'tokenizer';
 
-/** The files of parts of a bundle; prompts may have no weights of their own, and a bundle no encoder or projector. */
-export function filesOf({ llm, prefill, context, tokenizer }: Manifest, parts: readonly BundlePart[]): BundleFile[] {
+/**
+ * The files of parts of a bundle; prompts may have no weights of their own, and a bundle no encoder or projector. Scales
+ * of KV belong to the weights.
+ */
+export function filesOf(
+  { llm, prefill, kv, context, tokenizer }: Manifest,
+  parts: readonly BundlePart[],
+): BundleFile[] {
+  const scales = kv?.files ?? [];
   const files: Record<BundlePart, readonly BundleFile[]> = {
-    llm: llm.files,
-    prefill: prefill?.files ?? llm.files,
+    llm: [...llm.files, ...scales],
+    prefill: [...(prefill?.files ?? llm.files), ...scales],
     encoder: context?.encoder.files ?? [],
     projector: context?.projector.files ?? [],
     tokenizer: tokenizer.files,
@@ -242,6 +263,7 @@ export async function openBundle(
     manifest,
     llm: join(dir, 'llm/model.onnx'),
     prefill: join(dir, manifest.prefill ? 'prefill/model.onnx' : 'llm/model.onnx'),
+    kvScales: manifest.kv && join(dir, KV_SCALES),
     tokenizerDir: dir,
     context: context && {
       encoder: join(dir, 'encoder/model.onnx'),
@@ -287,9 +309,10 @@ function parseManifest(dir: string, bytes: Buffer): Manifest {
     throw invalid(dir, `manifest.json: ${problems.join('; ')}`);
   }
   const paths = new Set(allFiles(parsed.data).map(({ path }) => path));
-  const { context, prefill } = parsed.data;
+  const { context, prefill, kv } = parsed.data;
   const graphs = ['llm', ...(prefill ? ['prefill'] : []), ...(context ? ['encoder', 'projector'] : [])];
   const needed = [...graphs.map((part) => `${part}/model.onnx`), 'tokenizer.json'];
+  if (kv) needed.push(KV_SCALES);
   if (context) needed.push(context.encoder.tokenizer);
   for (const path of needed) if (!paths.has(path)) throw invalid(dir, `manifest.json does not list ${path}`);
   assertFingerprints(dir, parsed.data);

@@ -11,6 +11,10 @@ export type Precision = (typeof PRECISIONS)[number];
 export const PREFILL_PRECISIONS = ['same', 'w8a8'] as const;
 export type PrefillPrecision = (typeof PREFILL_PRECISIONS)[number];
 
+/** How the KV of a bundle lies on the CPU: as the graphs compute it, or in int8 with scales of the bundle. */
+export const KV_FORMS = ['floats', 'int8'] as const;
+export type KvForm = (typeof KV_FORMS)[number];
+
 /** The token of a chunk whose vector an encoder gives, of which `cls` is the first, or the mean of all. */
 export const POOLINGS = ['last', 'mean', 'cls'] as const;
 

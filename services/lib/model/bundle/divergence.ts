@@ -8,14 +8,14 @@ import { ServingError } from '../../process/errors.ts';
 import { openSourceNetwork } from '../checkpoint/source-network.ts';
 import { buildDecoder } from '../graph/decoder.ts';
 import { writeModel } from '../graph/onnx.ts';
-import { type Bundle, floatsOf } from './bundle.ts';
+import type { Bundle } from './bundle.ts';
 
-/** Paths of the decoder graphs for prompts and for decoding, which may be the same. */
+/** The decoder graphs for prompts and for decoding, which may be the same, by their paths. */
 export interface GraphPair {
   readonly prompt: string;
   readonly decode: string;
-  /** The type in which both compute. */
-  readonly floats: 'float32' | 'float16';
+  /** What says how their KV lies. */
+  readonly bundle: Pick<Bundle, 'manifest' | 'kvScales'>;
 }
 
 /**
@@ -70,8 +70,9 @@ export async function measureDivergence({
     const graph = buildDecoder(spec, network.weights, { layers: 'fp32', vocabulary: 'fp32', maxPositions });
     await writeModel(graph, work, { signal });
     const reference = join(work, 'model.onnx');
-    runners.push(await open({ prompt: reference, decode: reference, floats: 'float32' }));
-    runners.push(await open({ prompt: bundle.prefill, decode: bundle.llm, floats: floatsOf(bundle.manifest) }));
+    const exact = { manifest: { ...bundle.manifest, precision: 'fp32', kv: undefined }, kvScales: undefined } as const;
+    runners.push(await open({ prompt: reference, decode: reference, bundle: exact }));
+    runners.push(await open({ prompt: bundle.prefill, decode: bundle.llm, bundle }));
     return await compare(runners[0]!, runners[1]!, sequences, spec.vocab, signal);
   } finally {
     for (const runner of runners) runner.dispose();

@@ -29,6 +29,7 @@ import {
   type EncoderManifest,
   FORMAT,
   fingerprintOf,
+  KV_SCALES,
   type Manifest,
 } from './bundle.ts';
 import type { Precision, PrefillPrecision, SoftPerChunk } from './choices.ts';
@@ -57,6 +58,8 @@ export interface ExportOptions {
   readonly precision: Precision;
   /** `w8a8` by default if `precision` quantises and computes in 32 bits, otherwise `same`. */
   readonly prefillPrecision?: PrefillPrecision;
+  /** Measures the scales of KV in int8; without it KV lies as the graphs compute it. */
+  readonly kvScales?: (draft: KvDraft) => Promise<Float32Array>;
   /** Name under which the model is served: by default that of the language model's folder. */
   readonly name?: string;
   /** Weights that share a scale when they are quantised: by default those of the source if it has any, else 128. */
@@ -74,6 +77,15 @@ export interface ExportOptions {
   readonly maxPositions?: number;
   readonly onProgress?: (progress: ExportProgress) => void;
   readonly signal?: AbortSignal;
+}
+
+/** A language model that is written, but for the scales of its KV. */
+export interface KvDraft {
+  readonly spec: DecoderSpec;
+  /** Path of the graph that computes prompts. */
+  readonly graph: string;
+  readonly maxPositions: number;
+  readonly tokenizerDir: string;
 }
 
 const DEFAULT_MAX_POSITIONS = 32_768;
@@ -123,8 +135,15 @@ async function writeParts(options: ExportOptions, work: string): Promise<Manifes
       ? undefined
       : await writeContext({ options, projector, spec, network, tokenizerFiles, format: formats.encoder, work });
   const { layers, vocabulary, floats } = formats;
+  if (floats === 'float16' && options.kvScales !== undefined) {
+    throw new ServingError(
+      'config_invalid',
+      `--kv int8 is for the CPU and cannot go with --precision ${options.precision}, which is for GPUs`,
+    );
+  }
+  const int8Kv = options.kvScales !== undefined;
   const graphOf = (matrices: LayerFormats) =>
-    buildDecoder(spec, weights, { layers: matrices, vocabulary, maxPositions, floats });
+    buildDecoder(spec, weights, { layers: matrices, vocabulary, maxPositions, floats, int8Kv });
   const llm = { spec, maxPositions, files: await writePart(options, work, 'llm', graphOf(layers)) };
   const canRound = floats !== 'float16' && layers !== 'fp32';
   const prefillPrecision = options.prefillPrecision ?? (canRound ? 'w8a8' : 'same');
@@ -138,8 +157,15 @@ async function writeParts(options: ExportOptions, work: string): Promise<Manifes
     prefillPrecision === 'w8a8'
       ? { files: await writePart(options, work, 'prefill', graphOf(PROMPT_FORMATS)) }
       : undefined;
+  const draft = {
+    spec,
+    graph: join(work, prefill ? 'prefill' : 'llm', 'model.onnx'),
+    maxPositions,
+    tokenizerDir: work,
+  };
+  const kv = options.kvScales && { form: 'int8' as const, files: [await writeScales(options.kvScales(draft), work)] };
   const tokenizer = { of: network.tokenizerOf, files: [...tokenizerFiles, ...(context?.ownTokenizer ?? [])] };
-  const parts = { llm, prefill, context: context?.manifest, tokenizer };
+  const parts = { llm, prefill, kv, context: context?.manifest, tokenizer };
   return {
     format: FORMAT,
     name: options.name ?? network.name,
@@ -218,6 +244,14 @@ async function writePart(
     onProgress: (done, total) => onProgress?.({ part, done, total }),
   });
   return written.map(({ name, ...rest }) => ({ path: `${part}/${name}`, ...rest }));
+}
+
+async function writeScales(measured: Promise<Float32Array>, work: string): Promise<BundleFile> {
+  const scales = await measured;
+  const bytes = new Uint8Array(scales.buffer, scales.byteOffset, scales.byteLength);
+  await makeFolder(join(work, dirname(KV_SCALES)));
+  await writeFile(join(work, KV_SCALES), bytes);
+  return { path: KV_SCALES, bytes: bytes.length, sha256: createHash('sha256').update(bytes).digest('hex') };
 }
 
 function decoderSpec({ name, spec }: SourceNetwork): DecoderSpec {

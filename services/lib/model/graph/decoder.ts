@@ -8,7 +8,8 @@
  * [soft, 2], the place of each soft token as (sequence of the batch, position) · `logit_rows` int64 [rows], which of
  * every sequence's positions get logits · `seqlens_k` int32 [batch], (valid positions after this step) - 1 ·
  * `total_sequence_length` int32 scalar · `past.{layer}.key|value` [batch, kv_head, position, head_dim], in the graph's
- * own type: float32, or float16 for CUDA, whose attention accepts no other.
+ * own type: float32, or float16 for CUDA, whose attention accepts no other. With KV in int8 the past is int8,
+ * and `kv_scale.{layer}.key|value` float32 [1, kv_head, 1, head_dim] says what a level is worth in each channel.
  * Outputs: `logits` float32 [batch × rows, vocab] · `present.{layer}.key|value`, shaped as the past.
  * `soft` and `rows` may be 0. Without rows neither the last layer's MLP nor the output projection costs anything.
  */
@@ -16,6 +17,7 @@ import { expectTensor, type TensorSource } from '../checkpoint/checkpoint.ts';
 import type { DecoderSpec } from '../checkpoint/spec.ts';
 import { type Dim, Graph, type Value } from './graph.ts';
 import { type LayerFormats, lookUp, multiply, storeMatrix, type TableFormat } from './linear.ts';
+import { scaleInput } from './prompt-graph.ts';
 import { Transformer, tensorPrefix } from './transformer.ts';
 
 interface DecoderFormat {
@@ -25,6 +27,8 @@ interface DecoderFormat {
   /** Positions in the rotation tables: no sequence may be longer. */
   readonly maxPositions: number;
   readonly floats?: Graph['floats'];
+  /** Whether keys and values lie in int8; not with `floats` of 16. */
+  readonly int8Kv?: boolean;
 }
 
 /** @throws ServingError checkpoint_invalid for a tensor that is missing or has the wrong shape. */
@@ -38,6 +42,9 @@ export function buildDecoder(spec: DecoderSpec, source: TensorSource, format: De
   const lastPositions = graph.input('seqlens_k', 'int32', ['batch']);
   const totalPositions = graph.input('total_sequence_length', 'int32', []);
   const cache: Dim[] = ['batch', kvHeads, 'capacity', headDim];
+  const kvType = format.int8Kv ? 'int8' : graph.floats;
+  const scale = (layer: number, part: 'key' | 'value') =>
+    graph.input(scaleInput(layer, part), 'float32', [1, kvHeads, 1, headDim]);
 
   const tableName = `${tensorPrefix(source)}embed_tokens.weight`;
   const matrix = {
@@ -57,9 +64,10 @@ export function buildDecoder(spec: DecoderSpec, source: TensorSource, format: De
       totalPositions,
       maxPositions: format.maxPositions,
       past: (layer) => [
-        graph.input(`past.${layer}.key`, graph.floats, cache),
-        graph.input(`past.${layer}.value`, graph.floats, cache),
+        graph.input(`past.${layer}.key`, kvType, cache),
+        graph.input(`past.${layer}.value`, kvType, cache),
       ],
+      ...(format.int8Kv && { kvScales: (layer) => [scale(layer, 'key'), scale(layer, 'value')] }),
       present: (layer) => [`present.${layer}.key`, `present.${layer}.value`],
     },
     (value, name) => graph.node('Gather', name, [value, logitRows], { axis: 1 }),
@@ -87,7 +95,7 @@ export function buildDecoder(spec: DecoderSpec, source: TensorSource, format: De
   const logits = wide ? product : graph.node('Cast', 'logits', [product], { to: 'float32' });
   graph.output(logits, 'float32', ['batch_rows', vocab]);
   for (let layer = 0; layer < spec.layers; layer++) {
-    for (const part of ['key', 'value']) graph.output(`present.${layer}.${part}` as Value, graph.floats, cache);
+    for (const part of ['key', 'value']) graph.output(`present.${layer}.${part}` as Value, kvType, cache);
   }
   return graph;
 }

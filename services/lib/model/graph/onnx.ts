@@ -337,8 +337,12 @@ export interface Field {
   readonly whole: Uint8Array;
   /** Content of a field of bytes, text or a message; empty for others. */
   readonly content: Uint8Array;
+  /** Value of a field of a whole number; undefined for others. */
+  readonly value: number | undefined;
 }
 
+/** Wire type of fields of whole numbers. */
+const VARINT = 0;
 /** Wire type of fields of bytes, text and messages. */
 const DELIMITED = 2;
 const NOTHING = new Uint8Array(0);
@@ -350,10 +354,11 @@ export function fieldsOf(message: Uint8Array): Field[] {
   while (reader.pos < reader.len) {
     const start = reader.pos;
     const tag = reader.uint32();
-    const isDelimited = (tag & 7) === DELIMITED;
-    const content = isDelimited ? reader.bytes() : NOTHING;
-    if (!isDelimited) reader.skipType(tag & 7);
-    fields.push({ number: tag >>> 3, whole: message.subarray(start, reader.pos), content });
+    const wireType = tag & 7;
+    const content = wireType === DELIMITED ? reader.bytes() : NOTHING;
+    const value = wireType === VARINT ? Number(reader.int64().toString()) : undefined;
+    if (wireType !== DELIMITED && wireType !== VARINT) reader.skipType(wireType);
+    fields.push({ number: tag >>> 3, whole: message.subarray(start, reader.pos), content, value });
   }
   return fields;
 }

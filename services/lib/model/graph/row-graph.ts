@@ -12,86 +12,25 @@
  * row, and that each row but the last has outputs of its own, `present.{layer}.key|value.row{row}`, to be bound to the
  * same memory as the past. `total_sequence_length` is ignored.
  */
-import { type Field, field, fieldsOf, numberField } from './onnx.ts';
+import { type Field, field, fieldsOf } from './onnx.ts';
+import {
+  attribute,
+  constant,
+  GRAPH_NODE,
+  GRAPH_OUTPUT,
+  node,
+  nodeField,
+  nodeOf,
+  type RawNode,
+  textOf,
+  withGraph,
+} from './raw-graph.ts';
 
 /** Tokens of a verify run, the newest one and its drafts. */
 export const VERIFIED_ROWS = [2, 3, 4, 8] as const;
 
-/** Field numbers of onnx.proto, and values of its enumerations. */
-const MODEL_GRAPH = 7;
-const GRAPH_NODE = 1;
-const GRAPH_INITIALIZER = 5;
-const GRAPH_OUTPUT = 12;
-const NODE_INPUT = 1;
-const NODE_OUTPUT = 2;
-const NODE_NAME = 3;
-const NODE_OPERATOR = 4;
-const NODE_ATTRIBUTE = 5;
-const ATTRIBUTE_INT = 2;
-const TYPE_INT32 = 6;
-
-const textOf = ({ content }: Field) => Buffer.from(content).toString();
-
-/** A node: its names, and all else as it stands. */
-interface RawNode {
-  readonly operator: string;
-  readonly inputs: readonly string[];
-  readonly outputs: readonly string[];
-  /** Operator, attributes, domain. */
-  readonly rest: readonly Uint8Array[];
-}
-
-function nodeOf(content: Uint8Array): RawNode {
-  const fields = fieldsOf(content);
-  const named = (number: number) => fields.filter((each) => each.number === number).map(textOf);
-  const names = [NODE_INPUT, NODE_OUTPUT, NODE_NAME];
-  return {
-    operator: named(NODE_OPERATOR)[0] ?? '',
-    inputs: named(NODE_INPUT),
-    outputs: named(NODE_OUTPUT),
-    rest: fields.filter(({ number }) => !names.includes(number)).map(({ whole }) => whole),
-  };
-}
-
-const nodeField = ({ inputs, outputs, rest }: Omit<RawNode, 'operator'>): Uint8Array =>
-  field(
-    GRAPH_NODE,
-    Buffer.concat([
-      ...inputs.map((name) => field(NODE_INPUT, name)),
-      ...outputs.map((name) => field(NODE_OUTPUT, name)),
-      field(NODE_NAME, outputs[0]!),
-      ...rest,
-    ]),
-  );
-
-/** The attribute of a whole number. */
-function attribute(name: string, value: number): Uint8Array {
-  const [nameField, valueField, typeField] = [1, 3, 20];
-  return field(
-    NODE_ATTRIBUTE,
-    Buffer.concat([field(nameField, name), numberField(valueField, value), numberField(typeField, ATTRIBUTE_INT)]),
-  );
-}
-
-const node = (operator: string, inputs: readonly string[], outputs: readonly string[], ...attributes: Uint8Array[]) =>
-  nodeField({ inputs, outputs, rest: [field(NODE_OPERATOR, operator), ...attributes] });
-
 const split = (input: string, outputs: readonly string[], axis: number) =>
   node('Split', [input], outputs, attribute('axis', axis), attribute('num_outputs', outputs.length));
-
-/** The int32 constant [1] with the value 1. */
-function oneConstant(): Uint8Array {
-  const [dims, dataType, name, rawData] = [1, 2, 8, 9];
-  return field(
-    GRAPH_INITIALIZER,
-    Buffer.concat([
-      numberField(dims, 1),
-      numberField(dataType, TYPE_INT32),
-      field(name, 'rows.one'),
-      field(rawData, Uint8Array.of(1, 0, 0, 0)),
-    ]),
-  );
-}
 
 const rowNames = (name: string, rows: number) => Array.from({ length: rows }, (_, row) => `${name}.row${row}`);
 
@@ -141,22 +80,18 @@ function outputRows({ whole, content }: Field, rows: number): Uint8Array[] {
  * @param rows tokens of a run, at least 2.
  */
 export function rowGraph(model: Uint8Array, rows: number): Uint8Array {
-  const graphRows = (graph: Uint8Array) => {
-    const parts: Uint8Array[] = [oneConstant(), split('seqlens_k', rowNames('seqlens_k', rows), 0)];
+  return withGraph(model, (fields) => {
+    const one = constant('rows.one', 'int32', [1], Uint8Array.of(1, 0, 0, 0));
+    const parts: Uint8Array[] = [one, split('seqlens_k', rowNames('seqlens_k', rows), 0)];
     for (const [row, length] of rowNames('seqlens_k', rows).entries()) {
       parts.push(node('Add', [length, 'rows.one'], [`rows.total.row${row}`]));
     }
-    for (const each of fieldsOf(graph)) {
+    for (const each of fields) {
       const raw = each.number === GRAPH_NODE ? nodeOf(each.content) : undefined;
       if (raw?.operator === 'GroupQueryAttention') parts.push(...attentionRows(raw, rows));
       else if (each.number === GRAPH_OUTPUT) parts.push(...outputRows(each, rows));
       else parts.push(each.whole);
     }
-    return Buffer.concat(parts);
-  };
-  return Buffer.concat(
-    fieldsOf(model).map((each) =>
-      each.number === MODEL_GRAPH ? field(MODEL_GRAPH, graphRows(each.content)) : each.whole,
-    ),
-  );
+    return parts;
+  });
 }

@@ -19,6 +19,11 @@ export interface AttentionInputs {
   readonly maxPositions: number;
   /** Keys and values of earlier positions per layer; absent if there are none. */
   readonly past?: (layer: number) => readonly [Value, Value];
+  /**
+   * Scales of keys and values per layer where they lie in int8: float32 [1, kvHeads, 1, headDim] each. With
+   * them attention rounds what it writes, and reads levels, also those of its own tokens.
+   */
+  readonly kvScales?: (layer: number) => readonly [Value, Value];
   /** Names of the outputs for keys and values. */
   readonly present: (layer: number) => readonly [string, string];
   /**
@@ -93,6 +98,9 @@ function joined<A extends Float32Array | Int8Array>(Kind: new (length: number) =
   return all;
 }
 
+/** Inputs of attention that stand before its scales, and that no graph has: positions, a bias, a sink. */
+const NO_EXTRAS = [undefined, undefined, undefined] as const;
+
 const MLP: ReadonlySet<MatrixName> = new Set(['gate_proj', 'up_proj', 'down_proj']);
 
 export class Transformer {
@@ -160,6 +168,7 @@ export class Transformer {
     const outputs = [`${name}.mixed`, ...attention.present(layer)];
     const lengths = [attention.lastPositions, attention.totalPositions];
     const { rotation } = attention;
+    const scales = attention.kvScales?.(layer);
     const rotated = rotation && this.#rotated(name, query, key, value, rotation.positionIds, cos, sin);
     const [mixed] = rotated
       ? this.#graph.nodeWith(
@@ -171,8 +180,14 @@ export class Transformer {
       : this.#graph.nodeWith(
           'GroupQueryAttention',
           outputs,
-          [query, key, value, pastKey, pastValue, ...lengths, cos, sin],
-          { num_heads: heads, kv_num_heads: kvHeads, do_rotary: 1, rotary_interleaved: 0 },
+          [query, key, value, pastKey, pastValue, ...lengths, cos, sin, ...(scales ? [...NO_EXTRAS, ...scales] : [])],
+          {
+            num_heads: heads,
+            kv_num_heads: kvHeads,
+            do_rotary: 1,
+            rotary_interleaved: 0,
+            ...(scales && { k_quant_type: 'PER_CHANNEL', v_quant_type: 'PER_CHANNEL', kv_cache_bit_width: 8 }),
+          },
         );
     return mixed!;
   }
