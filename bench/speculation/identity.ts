@@ -32,6 +32,8 @@ const KIND_NAMES = Object.keys(KINDS) as Kind[];
 
 /** Differing answers that an artifact shows whole. */
 const SHOWN = 10;
+/** Requests after which what was found is saved: a run that is killed keeps it. */
+const SAVED_EVERY = 500;
 
 /** Requests of one kind at one temperature. */
 interface KindCounts {
@@ -86,6 +88,7 @@ export function turnOf(request: number, temperatures: readonly number[]) {
 /**
  * Sends every request to both systems and compares their choices: text, token ids, log-probabilities, finish reasons.
  * @param onDone is told how many requests are done, and of how many the answers differ
+ * @param save keeps what has been found so far
  * @throws ServingError with the code of a request that failed: nothing can be said of its answer.
  */
 export async function measureIdentity(
@@ -94,11 +97,17 @@ export async function measureIdentity(
   tokenizer: Pick<Tokenizer, 'decode'>,
   options: IdentitySettings,
   onDone: (done: number, different: number) => void,
+  save: (soFar: IdentityResult) => Promise<void>,
 ): Promise<IdentityResult> {
   const before = await countsOf(speculative, options.timeoutMs);
   const counts = new Map<string, KindCounts>();
   const differences: Difference[] = [];
   let [next, done, different] = [0, 0, 0];
+  const soFar = async (): Promise<IdentityResult> => ({
+    kinds: inOrder([...counts.values()]),
+    sources: countedBetween(before, await countsOf(speculative, options.timeoutMs)),
+    differences,
+  });
   const compare = async (request: number, live: AbortSignal) => {
     const { kind, temperature, trace } = turnOf(request, options.temperatures);
     const { ignore_eos: _, ...body } = bodyOf(prompts, request, temperature, options);
@@ -124,17 +133,17 @@ export async function measureIdentity(
       same: sofar.same + (a === b ? 1 : 0),
     });
     onDone(++done, different);
+    if (done % SAVED_EVERY === 0) await save(await soFar());
   };
   const lane = async (live: AbortSignal) => {
     for (let request = next++; request < options.identity; request = next++) await compare(request, live);
   };
   await runTogether(new AbortController().signal, (live) => Array.from({ length: options.streams }, () => lane(live)));
-  const sources = countedBetween(before, await countsOf(speculative, options.timeoutMs));
-  const kinds = [...counts.values()].sort(
-    (a, b) => KIND_NAMES.indexOf(a.kind) - KIND_NAMES.indexOf(b.kind) || a.temperature - b.temperature,
-  );
-  return { kinds, sources, differences };
+  return soFar();
 }
+
+const inOrder = (kinds: readonly KindCounts[]): KindCounts[] =>
+  kinds.toSorted((a, b) => KIND_NAMES.indexOf(a.kind) - KIND_NAMES.indexOf(b.kind) || a.temperature - b.temperature);
 
 async function choicesOf(url: string, body: CompletionBody, signal: AbortSignal): Promise<readonly Choice[]> {
   const headers = { 'content-type': 'application/json' };

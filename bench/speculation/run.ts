@@ -1,12 +1,12 @@
 /** Runs `bench speculation`: one system with speculation, one without. */
-import { type OnProgress, run } from '../harness/run.ts';
+import { type OnProgress, run, type Save } from '../harness/run.ts';
 import { assertNoUrl, type PreparedModel, prepareModel, systemSettings } from '../harness/systems.ts';
 import { onlyModel } from '../options.ts';
 import type { Artifact } from '../report/artifact.ts';
 import { COLOCATED, DISAGGREGATED } from '../system/deployment.ts';
 import { startDeployment } from '../system/system.ts';
 import type { SpeculationOptions } from './command.ts';
-import { measureIdentity } from './identity.ts';
+import { type IdentityResult, measureIdentity } from './identity.ts';
 import { measureTrace, type Pair, type TraceResult } from './measure.ts';
 import { SPECULATION } from './report.ts';
 import type { SpeculationResult } from './result.ts';
@@ -34,7 +34,7 @@ export async function runSpeculation(options: SpeculationOptions): Promise<Artif
       try {
         const speculative = await start('auto');
         try {
-          return await measure({ plain, speculative }, prepared, options, onProgress);
+          return await measure({ plain, speculative }, prepared, options, onProgress, save);
         } finally {
           await speculative.close();
         }
@@ -53,12 +53,14 @@ async function measure(
   { model, prompts }: PreparedModel,
   options: SpeculationOptions,
   onProgress: OnProgress,
+  save: Save<SpeculationResult>,
 ): Promise<SpeculationResult> {
   if (options.identity > 0) {
     const onDone = (done: number, different: number) =>
       onProgress(`${done} of ${options.identity} requests, ${different} with other answers`);
-    const identity = await measureIdentity(systems, prompts, model.tokenizer, options, onDone);
-    return { model: model.name, traces: [], identity };
+    const resultOf = (identity: IdentityResult) => ({ model: model.name, traces: [], identity });
+    const keep = (identity: IdentityResult) => save(resultOf(identity));
+    return resultOf(await measureIdentity(systems, prompts, model.tokenizer, options, onDone, keep));
   }
   const traces: TraceResult[] = [];
   for (const trace of options.traces) {

@@ -53,7 +53,14 @@ it('requests have every kind at every temperature with every prediction in turns
 it('both systems get the same requests, and the one that speculates gets predictions of what the other one gave', async () => {
   const [plain, speculative] = [await system(), await system()];
   const systems = { plain: plain.system, speculative: speculative.system };
-  const result = await measureIdentity(systems, prompts, tokenizer, SETTINGS, () => {});
+  const result = await measureIdentity(
+    systems,
+    prompts,
+    tokenizer,
+    SETTINGS,
+    () => {},
+    async () => {},
+  );
   const [asked, predicted] = [bySeed(plain.bodies), bySeed(speculative.bodies)];
   expect(asked.map(({ seed }) => seed)).toEqual(Array.from({ length: ALL }, (_, i) => SETTINGS.seed + i));
   expect(predicted.map(({ prediction: _, ...body }) => body)).toEqual(asked);
@@ -84,7 +91,14 @@ it('an answer that differs in its finish reason alone is counted, and shown whol
   const [plain, speculative] = [await system(), await system((seed) => (seed === other ? 'length' : 'stop'))];
   const told: number[] = [];
   const systems = { plain: plain.system, speculative: speculative.system };
-  const identity = await measureIdentity(systems, prompts, tokenizer, SETTINGS, (_, different) => told.push(different));
+  const identity = await measureIdentity(
+    systems,
+    prompts,
+    tokenizer,
+    SETTINGS,
+    (_, different) => told.push(different),
+    async () => {},
+  );
   expect(identicalOf(identity)).toEqual({ requests: ALL, same: ALL - 1 });
   expect(told.at(-1)).toBe(1);
   const [difference] = identity.differences;
@@ -102,6 +116,13 @@ it('a request that fails ends the comparison with its code', async () => {
   const plain = await system();
   const url = await gateway((_body, _request, response) => refuse(response, 'no_worker'));
   const systems = { plain: plain.system, speculative: { url, processes: [] } };
-  const failed = measureIdentity(systems, prompts, tokenizer, SETTINGS, () => {});
+  const failed = measureIdentity(
+    systems,
+    prompts,
+    tokenizer,
+    SETTINGS,
+    () => {},
+    async () => {},
+  );
   await expect(failed).rejects.toMatchObject({ code: 'no_worker' });
 });
