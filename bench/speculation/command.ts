@@ -3,7 +3,7 @@ import { count } from '../../services/lib/process/count-argument.ts';
 import { oneOf, option, type ParsedOptions, positive, SYSTEM_OPTIONS, whole, words } from '../options.ts';
 
 /** What the client says of the output; see measure.ts. */
-const TRACES = ['completion', 'edit', 'exact', 'wrong'] as const;
+export const TRACES = ['completion', 'edit', 'exact', 'wrong'] as const;
 export type TraceName = (typeof TRACES)[number];
 
 export const SPECULATION_COMMAND = {
@@ -21,6 +21,13 @@ export const SPECULATION_COMMAND = {
       ['compressed', 'off'],
       'compressed',
     ),
+    identity: option(
+      '<n>',
+      'in place of the traces, compare the answers to so many requests of all kinds; 0: measure the traces',
+      whole,
+      0,
+    ),
+    streams: option('<n>', 'requests of --identity in flight at once', count, 2),
     mode: oneOf('<mode>', 'the deployment', ['colocated', 'disaggregated'], 'disaggregated'),
     ...SYSTEM_OPTIONS,
   },

@@ -7,14 +7,12 @@
  *     exact        the output itself: the most that can be gained
  *     wrong        tokens of other places of the repository: the most that can be lost
  */
-import { text } from 'node:stream/consumers';
 import { type CompletionBody, streamCompletion } from '../../services/client.ts';
-import { DRAFT_SOURCES, type DraftSource } from '../../services/decode/speculation/draft-index.ts';
-import { sendRequest } from '../../services/http-call.ts';
 import type { Tokenizer } from '../../services/lib/text/tokenizer.ts';
 import type { RunningSystem } from '../../services/supervisor.ts';
 import type { PromptMaker } from '../system/prompts.ts';
 import type { SpeculationOptions, TraceName } from './command.ts';
+import { countedBetween, countsOf, type SourceCounts } from './sources.ts';
 
 /** One request to both systems. */
 export interface SpeculationPair {
@@ -26,28 +24,17 @@ export interface SpeculationPair {
   readonly same: boolean;
 }
 
-/** What became of proposed tokens. */
-interface SourceCounts {
-  readonly source: DraftSource;
-  readonly runs: number;
-  readonly proposed: number;
-  readonly accepted: number;
-}
-
 export interface TraceResult {
   readonly trace: TraceName;
   readonly pairs: readonly SpeculationPair[];
   readonly sources: readonly SourceCounts[];
 }
 
-export interface SpeculationResult {
-  readonly model: string;
-  readonly traces: readonly TraceResult[];
-}
+type Subject = Pick<RunningSystem, 'url' | 'processes'>;
 
 export interface Pair {
-  readonly plain: RunningSystem;
-  readonly speculative: RunningSystem;
+  readonly plain: Subject;
+  readonly speculative: Subject;
 }
 
 /** Parts of an output, of which those in {@link EDITED} are replaced in an edit. */
@@ -81,7 +68,7 @@ export async function measureTrace(
   for (let i = 0; i <= options.pairs; i++) {
     const temperature = options.temperatures[i % options.temperatures.length]!;
     const body = bodyOf(prompts, i, temperature, options);
-    const ask = ({ url }: RunningSystem, prediction: string | undefined) => {
+    const ask = ({ url }: Subject, prediction: string | undefined) => {
       const predicted =
         prediction === undefined ? {} : { prediction: { type: 'content' as const, content: prediction } };
       return streamCompletion(url, { ...body, ...predicted }, AbortSignal.timeout(options.timeoutMs));
@@ -90,7 +77,7 @@ export async function measureTrace(
     const output = trace === 'completion' ? [] : (await ask(plain, undefined)).tokenIds;
     const other = prompts.blocks([i + 1], Math.max(1, output.length));
     const prediction = predictionOf(trace, output, other, tokenizer);
-    const answers = new Map<RunningSystem, Awaited<ReturnType<typeof ask>>>();
+    const answers = new Map<Subject, Awaited<ReturnType<typeof ask>>>();
     for (const system of i % 2 === 0 ? [plain, speculative] : [speculative, plain]) {
       answers.set(system, await ask(system, prediction));
     }
@@ -101,17 +88,20 @@ export async function measureTrace(
     else before = await countsOf(speculative, options.timeoutMs);
     onPair(i);
   }
-  const after = await countsOf(speculative, options.timeoutMs);
-  const sources = after.map(({ source, ...counts }, at) => ({
-    source,
-    runs: counts.runs - before[at]!.runs,
-    proposed: counts.proposed - before[at]!.proposed,
-    accepted: counts.accepted - before[at]!.accepted,
-  }));
-  return { trace, pairs, sources: sources.filter(({ runs }) => runs > 0) };
+  const sources = countedBetween(before, await countsOf(speculative, options.timeoutMs));
+  return { trace, pairs, sources };
 }
 
-function bodyOf(prompts: PromptMaker, i: number, temperature: number, options: SpeculationOptions): CompletionBody {
+/**
+ * A request of `outputTokens` tokens, whose end the model does not choose.
+ * @param i chooses prompt and seed.
+ */
+export function bodyOf(
+  prompts: Pick<PromptMaker, 'make'>,
+  i: number,
+  temperature: number,
+  options: Pick<SpeculationOptions, 'promptTokens' | 'outputTokens' | 'context' | 'seed'>,
+): CompletionBody {
   const { promptTokens, outputTokens, context, seed } = options;
   return {
     ...prompts.make(i, { tokens: promptTokens, context, contextTokens: context === 'off' ? 0 : 10 }),
@@ -125,25 +115,4 @@ function bodyOf(prompts: PromptMaker, i: number, temperature: number, options: S
 
 function tpotMs({ chunksAtMs, tokenIds }: Awaited<ReturnType<typeof streamCompletion>>): number {
   return (chunksAtMs.at(-1)! - chunksAtMs[0]!) / Math.max(1, tokenIds.length - 1);
-}
-
-/** What the decode workers of a system have counted since their start, by source. */
-async function countsOf({ processes }: RunningSystem, timeoutMs: number): Promise<SourceCounts[]> {
-  const decoders = processes.filter(({ name }) => /^(decode|colocated)/.test(name));
-  const signal = AbortSignal.timeout(timeoutMs);
-  const pages = await Promise.all(
-    decoders.map(async ({ metricsAddress }) =>
-      text(await sendRequest({ method: 'GET', url: `http://${metricsAddress}/metrics`, headers: {}, signal })),
-    ),
-  );
-  const sum = (metric: string, source: string) =>
-    pages
-      .flatMap((page) => [...page.matchAll(new RegExp(`^${metric}\\{[^}]*source="${source}"[^}]*\\} (\\S+)`, 'gm'))])
-      .reduce((total, [, value]) => total + Number(value), 0);
-  return DRAFT_SOURCES.map((source) => ({
-    source,
-    runs: sum('vllm:spec_decode_num_drafts_total', source),
-    proposed: sum('vllm:spec_decode_num_draft_tokens_total', source),
-    accepted: sum('vllm:spec_decode_num_accepted_tokens_total', source),
-  }));
 }

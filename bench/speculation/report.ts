@@ -2,7 +2,10 @@
 import { median, quantile } from '../measure/statistics.ts';
 import { figure, percent, table } from '../report/markdown.ts';
 import type { Bench, Report } from '../report/report.ts';
-import type { SpeculationPair, SpeculationResult } from './measure.ts';
+import { type IdentityResult, identicalOf } from './identity.ts';
+import type { SpeculationPair } from './measure.ts';
+import type { SpeculationResult } from './result.ts';
+import type { SourceCounts } from './sources.ts';
 
 const speedup = ({ plainTpotMs, speculativeTpotMs }: SpeculationPair) => plainTpotMs / speculativeTpotMs;
 
@@ -14,13 +17,17 @@ export const SPECULATION: Bench<SpeculationResult> = {
     speed: 'TPOT without speculation / TPOT with it, of one pair of requests; median and quartiles over pairs',
     same: 'pairs whose tokens and finish reason are the same with and without speculation',
     accepted: 'share of proposed tokens that the model gave',
+    'same answers': 'requests whose choices are the same byte for byte: text, token ids, logprobs and finish reasons',
   },
   report: ({ result }) => reportSpeculation(result),
-  headline: ({ traces }) =>
-    traces.map(({ trace, pairs }) => `${trace} ${figure(median(pairs.map(speedup)))} ×`).join(', '),
+  headline: ({ traces, identity }) =>
+    identity === undefined
+      ? traces.map(({ trace, pairs }) => `${trace} ${figure(median(pairs.map(speedup)))} ×`).join(', ')
+      : `${identicalOf(identity).same} of ${identicalOf(identity).requests} answers the same`,
 };
 
-function reportSpeculation({ traces }: SpeculationResult): Report {
+function reportSpeculation({ traces, identity }: SpeculationResult): Report {
+  if (identity !== undefined) return reportIdentity(identity);
   const speeds = traces.map(({ trace, pairs }) => {
     const speeds = pairs.map(speedup);
     return [
@@ -32,17 +39,32 @@ function reportSpeculation({ traces }: SpeculationResult): Report {
       `${pairs.filter(({ same }) => same).length} of ${pairs.length}`,
     ];
   });
-  const sources = traces.flatMap(({ trace, sources: counts }) =>
-    counts.map(({ source, runs, proposed, accepted }) => [
-      trace,
-      source,
-      String(runs),
-      String(proposed),
-      percent(proposed === 0 ? undefined : accepted / proposed),
-    ]),
-  );
   const head = ['trace', 'TPOT plain, ms', 'TPOT speculative, ms', 'speed', 'quartiles', 'same'];
   const sections = [table(head, speeds)];
-  if (sources.length > 0) sections.push(table(['trace', 'source', 'runs', 'proposed', 'accepted'], sources));
+  const sources = traces.flatMap(({ trace, sources: counts }) => sourceRows(counts).map((row) => [trace, ...row]));
+  if (sources.length > 0) sections.push(table(['trace', ...SOURCE_HEAD], sources));
+  return { markdown: sections.join('\n\n'), charts: [] };
+}
+
+const SOURCE_HEAD = ['source', 'runs', 'proposed', 'accepted'];
+
+const sourceRows = (counts: readonly SourceCounts[]): string[][] =>
+  counts.map(({ source, runs, proposed, accepted }) => [
+    source,
+    String(runs),
+    String(proposed),
+    percent(proposed === 0 ? undefined : accepted / proposed),
+  ]);
+
+function reportIdentity({ kinds, sources, differences }: IdentityResult): Report {
+  const head = ['requests of', 'temperature', 'requests', 'choices', 'tokens', 'same answers'];
+  const rows = kinds.map(({ kind, temperature, requests, choices, tokens, same }) =>
+    [kind, temperature, requests, choices, tokens, `${same} of ${requests}`].map(String),
+  );
+  const sections = [table(head, rows), table(SOURCE_HEAD, sourceRows(sources))];
+  if (differences.length > 0) {
+    const named = differences.map(({ request, kind, temperature }) => `${request} (${kind}, ${temperature})`);
+    sections.push(`The first requests whose answers differ: ${named.join(', ')}. The artifact has both answers.`);
+  }
   return { markdown: sections.join('\n\n'), charts: [] };
 }
