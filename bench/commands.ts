@@ -17,6 +17,7 @@ import { INTERFERENCE_COMMAND } from './interference/command.ts';
 import { LOAD_COMMAND } from './load/command.ts';
 import { OBSERVABILITY_COMMAND } from './observability/command.ts';
 import { makeCommand, RESULTS } from './options.ts';
+import { PEERS_COMMAND } from './peers/command.ts';
 import { PLAN_COMMAND } from './plan/command.ts';
 import { EVALUATE_COMMAND } from './quality/command.ts';
 import { DENSE_COMMAND, RECALL_COMMAND, RETRIEVAL_COMMAND } from './retrieval/command.ts';
@@ -46,6 +47,7 @@ export function benchCommand(): Command {
     makeCommand(TYPING_COMMAND, async (options) => (await import('./typing/run.ts')).runTyping(options)),
     makeCommand(ENGINE_COMMAND, async (options) => (await import('./engine/run.ts')).runEngine(options)),
     makeCommand(HANDOFF_COMMAND, async (options) => (await import('./engine/run.ts')).runHandoff(options)),
+    makeCommand(PEERS_COMMAND, async (options) => (await import('./peers/run.ts')).runPeers(options)),
     makeCommand(GPU_COMMAND, async (options, given) => (await import('./gpu/run.ts')).runGpu(options, given)),
     makeCommand(TRAINING_COMMAND, async (options) => (await import('./training/run.ts')).runTraining(options)),
     makeCommand(FAIRNESS_COMMAND, async (options) => (await import('./fairness/run.ts')).runFairness(options)),

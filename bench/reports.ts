@@ -10,6 +10,7 @@ import { INTERFERENCE } from './interference/report.ts';
 import { LOAD } from './load/report.ts';
 import { OBSERVABILITY } from './observability/report.ts';
 import { PEERS } from './peers/report.ts';
+import { SERVERS } from './peers/servers-report.ts';
 import { PLAN } from './plan/report.ts';
 import { QUALITY } from './quality/report.ts';
 import type { Bench } from './report/report.ts';
@@ -31,7 +32,7 @@ export interface Page {
 export const PAGES: readonly Page[] = [
   { folder: 'tables', benches: [TABLES] },
   { folder: 'quality', benches: [QUALITY] },
-  { folder: 'peers', benches: [PEERS] },
+  { folder: 'peers', benches: [PEERS, SERVERS] },
   { folder: 'engine', benches: [ENGINE, ENGINE_AGAINST, HANDOFF] },
   { folder: 'gpu', benches: [GPU] },
   { folder: 'load', benches: [LOAD] },

@@ -74,6 +74,8 @@ const FOREIGN_FLAGS = [
   '--ignore-scripts', // npm ci
   '--provenance', // npm publish
   '--backend', // vllm bench serve
+  '--max-model-len', // vllm serve
+  '--max-num-seqs',
   '--endpoint',
   '--ignore-eos',
   '--file', // docker build

@@ -116,6 +116,7 @@ describe('the commands of the benches', () => {
       'typing',
       'engine',
       'handoff',
+      'peers',
       'gpu',
       'training',
       'fairness',
