@@ -152,14 +152,14 @@ export class Evaluation {
     if (isRewriter(arm)) {
       const chunks = isGiven(arm) ? [] : await this.#chunksFor(sample, code, retriever, context);
       const ids = await rewriters.rewrite(arm satisfies Rewriter, sample, chunks);
-      const answer = await this.#complete(() => prompts.withContext(code, ids), sample, NO_CONTEXT);
+      const answer = await this.#complete(prompts.withContext(code, ids), sample, NO_CONTEXT);
       return { ...answer, rewritten: tokenizer.decode(ids) };
     }
     const found = await context();
     const { repo } = found;
-    if (arm === 'off' || repo === '') return this.#complete(() => prompts.plain(code), sample, NO_CONTEXT);
+    if (arm === 'off' || repo === '') return this.#complete(prompts.plain(code), sample, NO_CONTEXT);
     const at = { repo, path: sample.path, retriever };
-    return this.#complete(() => prompts.retrieving(code, arm, at), sample, found);
+    return this.#complete(prompts.retrieving(code, arm, at), sample, found);
   }
 
   /** The chunks that a rewriter is given: those of the benchmark, or those that the index finds, best first. */
@@ -182,16 +182,16 @@ export class Evaluation {
     return Promise.all(placesOf(named).map(async (place) => ({ path: place.path, text: await found.textOf(place) })));
   }
 
-  /** @param prompt makes the prompt with a new salt each time */
   async #complete(
-    prompt: () => ReturnType<EvaluationPrompts['plain']>,
+    prompt: ReturnType<EvaluationPrompts['plain']>,
     sample: WholeSample,
     context: SampleContext,
   ): Promise<KeptAnswer> {
     const { client, fingerprint } = this.#parts;
-    const done = await client.complete({ ...prompt(), max_tokens: this.#settings.maxTokens, temperature: 0 });
+    const done = await client.complete({ ...prompt, max_tokens: this.#settings.maxTokens, temperature: 0 });
     assertFound(done, context);
-    const forced = await client.logprobs({ ...prompt(), completion_prefix: sample.target });
+    // Of the same salt: TTFT is measured, and the KV that was computed for it serves here.
+    const forced = await client.logprobs({ ...prompt, completion_prefix: sample.target });
     assertServes(forced.fingerprint, fingerprint);
     const logprobs = forced.logprobs.filter((logprob) => logprob !== null);
     const ce = -logprobs.reduce((sum, logprob) => sum + logprob, 0) / logprobs.length;

@@ -32,6 +32,8 @@ export interface PrefillJob {
   readonly readers: number;
   /** Alternatives to report per prompt token; -1 for none. */
   readonly promptLogprobs: number;
+  /** The first prompt token that is reported then, counted from 0: those before it need no logits. */
+  readonly promptLogprobsFrom: number;
   /** Only prompts of the same salt share KV. */
   readonly cacheSalt: string;
   readonly signal: AbortSignal;
@@ -43,14 +45,17 @@ export interface PrefillJob {
 
 /** A job and the hashes under which its KV can be found again. */
 export interface HashedJob extends PrefillJob {
-  /** Empty where every position must be computed, because the logits of each are wanted. */
+  /** Without the blocks from the first position on whose logits are wanted: that must be computed. */
   readonly chain: PromptChain;
 }
 
 export interface PrefillResult {
   /** One per choice. */
   readonly tokens: readonly SampledToken[];
-  /** One per prompt position; the first is undefined, since nothing predicts it. */
+  /**
+   * One per prompt position, if asked for: undefined for the first, which nothing predicts, and for those before the
+   * first that is reported.
+   */
   readonly promptLogprobs: readonly (SampledToken | undefined)[];
   /** Prompt tokens that were not computed, because an earlier prompt began with the same ones. */
   readonly cachedTokens: number;
@@ -59,9 +64,9 @@ export interface PrefillResult {
 }
 
 /**
- * Prompt logprobs need the logits of every position; chunks of this many tokens keep them small (vocab x 4 bytes each).
+ * Prompt logprobs need the logits of each position; so many of them in a chunk keep them small (vocab x 4 bytes each).
  */
-const LOGPROB_CHUNK_TOKENS = 64;
+const LOGPROB_CHUNK_ROWS = 64;
 
 export class PromptComputer {
   readonly #engine: PromptEngine;
@@ -87,7 +92,7 @@ export class PromptComputer {
   ): Promise<PrefillResult> {
     const startedMs = performance.now();
     const { length } = job.prompt.ids;
-    const promptLogprobs: (SampledToken | undefined)[] = job.promptLogprobs >= 0 ? [undefined] : [];
+    const promptLogprobs = new Array<SampledToken | undefined>(unreported(job)).fill(undefined);
     let lastRow: Float32Array = new Float32Array(0);
     let chunks = 0;
     let pausedMs = 0;
@@ -126,7 +131,7 @@ export class PromptComputer {
   #endOfChunk(job: HashedJob, past: number): number {
     const { length } = job.prompt.ids;
     const wanted = this.#chunkTokens();
-    const size = job.promptLogprobs >= 0 ? Math.min(wanted, LOGPROB_CHUNK_TOKENS) : wanted;
+    const size = Math.min(wanted, Math.max(0, firstLogitRow(job) - past) + LOGPROB_CHUNK_ROWS);
     // The last token never gets a run of its own, where its sums would be rounded differently (kv/prefix.ts).
     return length - past <= size + 1 ? length : past + size;
   }
@@ -160,24 +165,35 @@ export class PromptComputer {
   }
 
   /**
-   * Logprobs of the tokens at positions (past, end]: the logits of position i say how likely the token at i + 1 was.
+   * Logprobs of the reported tokens at positions (past, end]: the logits of position i say how likely the token at
+   * i + 1 was.
    */
   #readLogprobs(job: HashedJob, logits: Float32Array, past: number, end: number): SampledToken[] {
     const { ids } = job.prompt;
     const vocab = this.#engine.vocabSize;
     const logprobs: SampledToken[] = [];
-    for (let position = past; position < end && position + 1 < ids.length; position++) {
-      const row = logits.subarray((position - past) * vocab, (position - past + 1) * vocab);
+    const first = Math.max(past, firstLogitRow(job));
+    for (let position = first; position < end && position + 1 < ids.length; position++) {
+      const row = logits.subarray((position - first) * vocab, (position - first + 1) * vocab);
       logprobs.push(tokenLogprob(row, ids[position + 1] as number, job.promptLogprobs));
     }
     return logprobs;
   }
 }
 
-/** Rows of the chunk whose logits are wanted: all for prompt logprobs, else the last one of the last chunk. */
+/** The first position whose logits are wanted: the one before the first token that is reported, or the last one. */
+function firstLogitRow({ prompt: { ids }, promptLogprobs, promptLogprobsFrom }: PrefillJob): number {
+  if (promptLogprobs < 0) return ids.length - 1;
+  return Math.max(0, Math.min(promptLogprobsFrom, ids.length) - 1);
+}
+
+/** Places of the result at the beginning that stay empty. */
+const unreported = (job: PrefillJob) => (job.promptLogprobs < 0 ? 0 : firstLogitRow(job) + 1);
+
+/** Rows of the chunk whose logits are wanted. */
 function logitRows(job: HashedJob, past: number, end: number): number[] {
-  if (job.promptLogprobs >= 0) return Array.from({ length: end - past }, (_, i) => i);
-  return end === job.prompt.ids.length ? [end - past - 1] : [];
+  const first = Math.max(past, firstLogitRow(job));
+  return Array.from({ length: Math.max(0, end - first) }, (_, i) => first - past + i);
 }
 
 /** Samples output position 0, or the one after the output that stands at the end of the prompt already. */

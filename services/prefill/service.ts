@@ -144,6 +144,7 @@ const jobOf = (
   choices: request.choices.map(readSampling),
   readers: request.readers,
   promptLogprobs: request.promptLogprobs,
+  promptLogprobsFrom: request.promptLogprobsFrom,
   cacheSalt: request.cacheSalt,
   signal,
   onChunk: trace && ((from, to) => trace.chunk(from, to)),

@@ -6,7 +6,7 @@
  */
 import { Deferred } from '../lib/async/deferred.ts';
 import type { KvDisk } from '../lib/kv/disk/kv-disk.ts';
-import { chainOf, type PrefixCache, type PrefixSlot } from '../lib/kv/prefix.ts';
+import { BLOCK_TOKENS, chainOf, type PrefixCache, type PrefixSlot, type PromptChain } from '../lib/kv/prefix.ts';
 import type { Logger } from '../lib/process/log.ts';
 import { metrics } from '../lib/process/metrics.ts';
 import { tenantOfSalt } from '../lib/request/cache-salt.ts';
@@ -95,7 +95,7 @@ export class PrefillWorker {
     job.signal.throwIfAborted();
     const accepted = new Deferred<AcceptedPrompt>();
     const done = new Deferred<PrefillResult>();
-    const chain = job.promptLogprobs >= 0 ? [] : chainOf(job.prompt, job.cacheSalt);
+    const chain = reusableChain(job);
     const { length } = job.prompt.ids;
     const inMemory = this.#prefixes.matchedTokens(chain, length);
     const queued: QueuedJob = {
@@ -184,7 +184,7 @@ export class PrefillWorker {
     metrics.running.inc();
     try {
       const queueSeconds = (performance.now() - job.queuedAtMs) / 1000;
-      if (job.promptLogprobs < 0) metrics.prefixQueries.inc(length); // prompts with logprobs never use the cache
+      if (mayReuse(job)) metrics.prefixQueries.inc(length);
       job.accept({ lease, queueSeconds });
       const { start, seconds: restoreSeconds } = await this.#restore(job, reserved, lease);
       metrics.prefixHits.inc(start.positions);
@@ -255,4 +255,15 @@ export class PrefillWorker {
       job.signal.throwIfAborted();
     }
   }
+}
+
+/** Whether something of the prompt may come from earlier ones: not where the logprobs of all its tokens are wanted. */
+const mayReuse = ({ promptLogprobs, promptLogprobsFrom }: PrefillJob) => promptLogprobs < 0 || promptLogprobsFrom > 0;
+
+/** The blocks of a prompt that need not be computed: of one whose logprobs are wanted, those before the first logits. */
+function reusableChain(job: PrefillJob): PromptChain {
+  if (!mayReuse(job)) return [];
+  const chain = chainOf(job.prompt, job.cacheSalt);
+  if (job.promptLogprobs < 0) return chain;
+  return chain.slice(0, Math.floor((job.promptLogprobsFrom - 1) / BLOCK_TOKENS));
 }

@@ -183,6 +183,8 @@ describe('a prompt that begins like an earlier one', () => {
     ['that equals the beginning of an earlier one', promptOf(32), {}, 30],
     ['of another tenant', promptOf(40), { cacheSalt: 'other' }, 0],
     ['with prompt logprobs', promptOf(40), { promptLogprobs: 0 }, 0],
+    ['with logprobs of its end', promptOf(40), { promptLogprobs: 0, promptLogprobsFrom: 33 }, 32],
+    ['with logprobs of more', promptOf(40), { promptLogprobs: 0, promptLogprobsFrom: 32 }, 16],
     ['that shares only the first block', [...promptOf(17), ...promptOf(30, 4)], {}, 16],
   ];
 

@@ -36,6 +36,7 @@ function startWorker(disk: KvDisk, engine: FakeEngine, rate = SLOW_ENGINE) {
       choices: [GREEDY],
       readers: 0,
       promptLogprobs: -1,
+      promptLogprobsFrom: 0,
       cacheSalt: '',
       signal: NEVER,
     };

@@ -57,6 +57,7 @@ const job = (ids: readonly number[], change: Partial<PrefillJob> = {}): PrefillJ
   choices: [GREEDY],
   readers: 0,
   promptLogprobs: -1,
+  promptLogprobsFrom: 0,
   cacheSalt: '',
   signal: new AbortController().signal,
   ...change,
@@ -148,6 +149,33 @@ describe('computing', () => {
     start(1000, 1, 200);
     await worker.submit(job(new Array(130).fill(1), { promptLogprobs: 0 })).done;
     expect(engine.chunks.map(({ logitRows }) => logitRows.length)).toEqual([64, 64, 2]);
+  });
+
+  test('logprobs of the end of a prompt need the logits of that end alone', async () => {
+    start(1000, 2, 200);
+    const ids = Array.from({ length: 130 }, (_, i) => i % 20);
+    const whole = await worker.submit(job(ids, { promptLogprobs: 1 })).done;
+    const before = engine.chunks.length;
+    const end = await worker.submit(job(ids, { promptLogprobs: 1, promptLogprobsFrom: 126 })).done;
+    expect(end.promptLogprobs).toEqual([...new Array(126).fill(undefined), ...whole.promptLogprobs.slice(126)]);
+    expect(engine.chunks.slice(before).map(({ logitRows }) => logitRows)).toEqual([[125, 126, 127, 128, 129]]);
+  });
+
+  test('logprobs may begin at any token, also behind the prompt, whatever is cached and however it is cut', async () => {
+    const ids = Array.from({ length: 60 }, (_, i) => i % 20);
+    await fc.assert(
+      fc.asyncProperty(fc.nat(70), fc.integer({ min: 1, max: 64 }), async (from, chunkTokens) => {
+        start(chunkTokens, 2, 80);
+        const whole = await worker.submit(job(ids, { promptLogprobs: 0 })).done;
+        await worker.submit(job(ids)).done; // from now on its beginning is cached
+        const part = await worker.submit(job(ids, { promptLogprobs: 0, promptLogprobsFrom: from })).done;
+        const first = Math.min(from, ids.length);
+        const expected = whole.promptLogprobs.map((token, i) => (i < first ? undefined : token));
+        expect(part.promptLogprobs).toEqual(expected);
+        expect(part.tokens).toEqual(whole.tokens);
+        expect(part.cachedTokens).toBe(from === 0 ? 0 : Math.min(Math.floor((from - 1) / 16) * 16, 48));
+      }),
+    );
   });
 
   test('metrics count the prompt tokens that could have come from the prefix cache and those that did', async () => {

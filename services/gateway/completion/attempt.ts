@@ -51,6 +51,8 @@ export interface AttemptRequest extends AttemptObserver {
   readonly drafts?: Drafts | undefined;
   /** Alternatives per prompt token to report; -1 for none. */
   readonly promptLogprobs: number;
+  /** The first prompt token that is reported then. */
+  readonly promptLogprobsFrom: number;
   /** Time at which the request's budget is spent, in ms of the monotonic clock. */
   readonly deadlineMs: number;
   /** A joined sequence that brings no token for so long is lost, in ms. */
@@ -227,7 +229,8 @@ export class Attempt {
   }
 
   #prefillCall(): PrefillRequest {
-    const { requestId, fingerprint, prompt, samplings, maxTokens, promptLogprobs, cacheSalt } = this.#request;
+    const { requestId, fingerprint, prompt, samplings, maxTokens, cacheSalt } = this.#request;
+    const { promptLogprobs, promptLogprobsFrom } = this.#request;
     return {
       requestId,
       fingerprint,
@@ -236,6 +239,7 @@ export class Attempt {
       choices: samplings.map(samplingMessage),
       readers: maxTokens > 1 ? samplings.length : 0,
       promptLogprobs,
+      promptLogprobsFrom,
       cacheSalt,
     };
   }

@@ -112,7 +112,7 @@ export class Generation {
     }
   }
 
-  /** Waits for a prompt that is the same. A prompt whose logprobs are wanted is computed whole in any case. */
+  /** Waits for a prompt that is the same. A prompt that is given back is computed in any case. */
   async #same({ request, scope, prompt }: PromptTask): Promise<SamePrompt | undefined> {
     return request.echo ? undefined : this.#samePrompts.enter(prompt, saltOf(request, scope.tenant), scope.signal);
   }
@@ -267,6 +267,7 @@ export class Generation {
       drafts: task.drafts && { ...task.drafts, before: [...(task.drafts.before ?? []), ...priorOutputIds] },
       onPredicted: (accepted, rejected) => record.predicted(accepted, rejected),
       promptLogprobs: wantsPromptLogprobs ? (request.logprobs ?? -1) : -1,
+      promptLogprobsFrom: task.reportedFrom,
       deadlineMs: scope.deadlineMs,
       stallTimeoutMs: this.#parts.stallTimeoutMs,
       onCall: (name, worker, source) => record.called(name, worker, source),

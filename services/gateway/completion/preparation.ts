@@ -44,6 +44,8 @@ export interface PromptTask {
   /** Number of the prompt within the request. */
   readonly promptIndex: number;
   readonly prompt: TokenPrompt;
+  /** The first token of the prompt whose logprob may be wanted: of a given beginning, where there is one, else of all. */
+  readonly reportedFrom: number;
   readonly choices: readonly Choice[];
   /** Takes the tokens of the one choice in its place, for whoever reads them. */
   readonly stream?: TokenStream;
@@ -124,7 +126,9 @@ export class Preparation {
     const choices = choicesOf(asked, promptIndex, prompt, tokenizer, format, statements);
     const beside = { tenant: scope.tenant, chunks: found?.softTexts ?? [] };
     const drafts = await inTurns(this.#parts.draftTexts.of(asked, prompt.ids, beside), scope.signal);
-    return { request: asked, scope, promptIndex, prompt, choices, samplings, drafts, failedWorkers: new Set() };
+    const reportedFrom = request.completionPrefix === undefined ? 0 : prompt.ids.length - prompt.begunTokens;
+    const task = { request: asked, scope, promptIndex, prompt, reportedFrom };
+    return { ...task, choices, samplings, drafts, failedWorkers: new Set() };
   }
 
   /**

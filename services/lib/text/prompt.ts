@@ -22,6 +22,8 @@ type Ids = readonly number[];
 
 /** A prompt, and how much of the context that was offered stands in it. */
 export interface BuiltPrompt extends TokenPrompt {
+  /** Tokens at its end that the completion begins with. */
+  readonly begunTokens: number;
   /** Chunks of the context that stand in the prompt, at least in part; the best ones. */
   readonly contextChunks: number;
   /** Those of them that stand as text: the first of the context's chunks of text. */
@@ -118,6 +120,7 @@ export class PromptBuilder {
     if (ids.length === 0) throw new ServingError('invalid_request', 'prompt is empty', { param: 'prompt' });
     return {
       ids: Int32Array.from(ids),
+      begunTokens: begun.length,
       soft: softTokens(context.vectors, context.soft, bos.length),
       contextChunks: context.chunks,
       contextTexts: context.texts,

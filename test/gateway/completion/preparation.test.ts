@@ -89,3 +89,14 @@ test('with --suffix-unsupported refuse, a suffix that the model cannot take is 4
   expect(workers.prefills).toEqual([]);
   expect(await complete({ prompt: 'a', max_tokens: 2 })).toMatchObject({ status: 200 });
 });
+
+test('of a prompt that is given back all logprobs are asked for, and with a given beginning those of it alone', async () => {
+  const { complete, workers } = await fakeGateway({ token: spelling('c') });
+  const body = { prompt: 'a = ', echo: true, logprobs: 0, max_tokens: 1 };
+  await complete(body);
+  expect(workers.prefills.at(-1)).toMatchObject({ promptLogprobs: 0, promptLogprobsFrom: 0 });
+  const { choices } = await complete({ ...body, completion_prefix: 'b.b' });
+  const { tokenIds, promptLogprobsFrom } = workers.prefills.at(-1)!;
+  expect(tokenIds!.slice(promptLogprobsFrom)).toEqual([...tokenizer.encode('b.b')]);
+  expect(choices[0]!.logprobs!.token_logprobs.slice(0, -1)).not.toContain(null);
+});
