@@ -6,6 +6,8 @@ import { pipeline } from 'node:stream/promises';
 
 const PLAIN = new PlainAgent({ keepAlive: true });
 const TLS = new TlsAgent({ keepAlive: true });
+/** How a connection fails that the server has closed. */
+const HUNG_UP: ReadonlySet<string> = new Set(['ECONNRESET', 'EPIPE']);
 
 export interface HttpCall {
   readonly method: 'GET' | 'POST' | 'PUT' | 'DELETE';
@@ -20,10 +22,13 @@ export interface HttpCall {
 
 /**
  * Resolves with the head of the answer; its body follows. An answer that comes while the body is still sent, such as a
- * refusal, is the answer.
+ * refusal, is the answer. A request on a connection that was kept is sent again if that ends without any answer: the
+ * server has most likely closed it, idle, before the request came (RFC 9112, 9.3.1). Repeated requests do no harm here:
+ * completions change nothing, and uploads and removals have the same result twice. A stream cannot be sent again.
  * @throws the signal's reason; the error of the connection.
  */
-export function sendRequest({ method, url, headers, body, silenceMs, signal }: HttpCall): Promise<IncomingMessage> {
+export function sendRequest(httpCall: HttpCall): Promise<IncomingMessage> {
+  const { method, url, headers, body, silenceMs, signal } = httpCall;
   return new Promise((resolve, reject) => {
     const isWhole = body !== undefined && !(body instanceof Readable);
     const length = isWhole ? { 'content-length': String(Buffer.byteLength(body)) } : {};
@@ -31,8 +36,18 @@ export function sendRequest({ method, url, headers, body, silenceMs, signal }: H
     const call = url.startsWith('https:')
       ? tlsRequest(url, { ...options, agent: TLS })
       : plainRequest(url, { ...options, agent: PLAIN });
-    call.once('response', resolve);
-    call.on('error', (error) => reject(signal.aborted ? signal.reason : error));
+    let isAnswered = false;
+    call.once('response', (response) => {
+      isAnswered = true;
+      resolve(response);
+    });
+    call.on('error', (error: NodeJS.ErrnoException) => {
+      if (signal.aborted) return reject(signal.reason);
+      const wasClosed = call.reusedSocket && !isAnswered && HUNG_UP.has(error.code ?? '');
+      // It ends: each try takes a connection that was kept out of the pool, or is the first on a new one.
+      if (wasClosed && !(body instanceof Readable)) resolve(sendRequest(httpCall));
+      else reject(error);
+    });
     if (silenceMs !== undefined) {
       call.setTimeout(silenceMs, () => call.destroy(new Error(`nothing was heard for ${silenceMs} ms`)));
     }

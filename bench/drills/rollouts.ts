@@ -38,11 +38,11 @@ export async function rollEach(
     const usable = await fleet.usable();
     const mended = mark();
     if (role === 'gateway') {
-      // Many connections lead to it when balancers forget it. A request that is sent in the very moment in which it
-      // closes an idle one fails, as with any server of HTTP: so no burst comes then.
+      // Many connections lead to it when balancers forget it. Clients keep them, and send on them just as it stops.
       await burst();
       fleet.balance(members[(i + 1) % members.length]!);
       await sleep(preStopMs);
+      void burst();
     } else {
       await sleep(preStopMs);
       void burst();

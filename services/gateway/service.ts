@@ -14,7 +14,10 @@ export interface Gateway {
   readonly address: string;
   /** Resolves when a first generation has succeeded; never, if none does. */
   readonly ready: Promise<void>;
-  /** Lets running requests finish within the drain timeout, then stops. `draining` must be aborted before. */
+  /**
+   * Lets requests finish that run, or were on their way, within the drain timeout; then stops. `draining` must be aborted
+   * before.
+   */
   close(): Promise<void>;
 }
 
@@ -58,6 +61,7 @@ export async function startGateway(config: GatewayConfig, parts: GatewayParts): 
     address: formatHostPort(listening.address, listening.port),
     ready: readiness.first,
     async close() {
+      await app.lastCall.over();
       // The process is killed at the full time: clients that are cut off must still be told.
       await inflight.drain(drainTimeoutMs * 0.9);
       closing.abort();

@@ -13,7 +13,7 @@ const OBJECTIVES = {
   ttft: 0.99,
 };
 /** One of the bounds of `llavacode:arm_time_to_first_token_seconds`. */
-const TTFT_SECONDS = 2.5;
+export const TTFT_SECONDS = 2.5;
 
 /** Outcomes that are the system's fault: those of 5xx, and refusals for want of room. */
 const OWN_FAULTS = Object.entries(ERRORS)

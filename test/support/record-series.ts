@@ -1,7 +1,7 @@
 /**
  * Records what a Prometheus would have of a real system while something is wrong with it, for the tests of the alert
- * rules: `npm run series` writes test/goldens/series/*.json anew, in an hour. Each scene first runs for a minute
- * undisturbed. Nothing of it is a test, and nothing is asserted about time.
+ * rules: `npm run series` writes test/goldens/series/*.json anew, in an hour and a half. Each scene first runs for a
+ * minute undisturbed. Nothing of it is a test, and nothing is asserted about time.
  *
  *   node dist/test/support/record-series.js [scene …]
  */
@@ -20,6 +20,7 @@ import { GREEDY } from '../../services/lib/request/next-token.ts';
 import { connectPrefill } from '../../services/lib/rpc/contract.ts';
 import { samplingMessage } from '../../services/lib/rpc/messages.ts';
 import type { RunningSystem, ServiceProcess } from '../../services/supervisor.ts';
+import { TTFT_SECONDS } from './alert-rules.ts';
 import { tarOfFiles } from './archives.ts';
 import { makeAuthority } from './certificates.ts';
 import { startRedis } from './redis.ts';
@@ -32,15 +33,23 @@ const EVERY_MS = 5_000;
 const CALM_MS = 60_000;
 const DISTURBED_MS = 300_000;
 /** Metrics that the rules read, and no others, so that the files stay small. */
-const READ =
-  /^(llavacode:(?:arm_requests_total|arm_time_to_first_token_seconds_(?:count|bucket)|requests_inflight|workers_usable|store_circuit_open|kv_staged_oldest_seconds|requests_degraded_total|certificate_not_after_seconds|api_key_not_after_seconds))(?:\{(.*)\})? (\S+)$/gm;
+const NAMES = [
+  'arm_requests_total',
+  'arm_time_to_first_token_seconds_count',
+  'requests_inflight',
+  'workers_usable',
+  'store_circuit_open',
+  'kv_staged_oldest_seconds',
+  'requests_degraded_total',
+  'certificate_not_after_seconds',
+  'api_key_not_after_seconds',
+];
+/** Of the histogram's buckets, the one that the objective is about. */
+const BUCKET = `arm_time_to_first_token_seconds_bucket(?=\\{le="${TTFT_SECONDS}")`;
+const READ = new RegExp(`^(llavacode:(?:${[...NAMES, BUCKET].join('|')}))(?:\\{(.*)\\})? (\\S+)$`, 'gm');
 
-/** What was read, by `name{labels}`: one value per scrape, null where there was none. */
-export interface Recording {
-  readonly scene: string;
-  readonly everySeconds: number;
-  readonly series: Readonly<Record<string, readonly (number | null)[]>>;
-}
+/** One value per scrape of what was read, by `name{labels}`; null where there was none. */
+type Series = Readonly<Record<string, readonly (number | null)[]>>;
 
 interface Scene {
   readonly options?: Parameters<typeof startTestSystem>[2] & object;
@@ -66,8 +75,8 @@ async function index({ url }: RunningSystem, apiKey: string | undefined): Promis
 }
 
 const SCENES: Readonly<Record<string, () => Promise<Scene>>> = {
-  /** Nothing is wrong, for half an hour. */
-  soak: async () => ({ disturbedMs: 1_740_000, disturb: async (_, over) => until(over) }),
+  /** Nothing is wrong, for an hour. */
+  soak: async () => ({ disturbedMs: 3_540_000, disturb: async (_, over) => until(over) }),
 
   /** The only decode worker is gone, and nobody starts it again. */
   'no-decode-worker': async () => ({
@@ -184,7 +193,37 @@ async function traffic({ url }: RunningSystem, apiKey: string | undefined, over:
   }
 }
 
-async function record(scene: string): Promise<Recording> {
+/**
+ * Values as promtool's tests take them. A run of equal ones takes little room: `0+0x59 1` is sixty scrapes at 0, and one
+ * at 1; `_x2` is two scrapes without a value.
+ */
+function notation(values: readonly (number | null)[]): string {
+  const runs: { readonly value: number | null; times: number }[] = [];
+  for (const value of values) {
+    const last = runs.at(-1);
+    if (last && last.value === value) last.times++;
+    else runs.push({ value, times: 1 });
+  }
+  return runs
+    .map(({ value, times }) => (value === null ? `_x${times}` : times === 1 ? `${value}` : `${value}+0x${times - 1}`))
+    .join(' ');
+}
+
+/** The file of a scene: one series per line. */
+async function write(scene: string, series: Series): Promise<void> {
+  const lines = Object.entries(series).map(
+    ([key, values]) => `    ${JSON.stringify(key)}: ${JSON.stringify(notation(values))}`,
+  );
+  const head = [
+    `  "scene": ${JSON.stringify(scene)},`,
+    `  "everySeconds": ${EVERY_MS / 1000},`,
+    `  "scrapes": ${Math.max(...Object.values(series).map(({ length }) => length))},`,
+  ];
+  const whole = ['{', ...head, '  "series": {', lines.sort().join(',\n'), '  }', '}', ''];
+  await writeFile(join(SERIES, `${scene}.json`), whole.join('\n'));
+}
+
+async function record(scene: string): Promise<Series> {
   const { options, disturb, close, apiKey, disturbedMs = DISTURBED_MS } = await SCENES[scene]!();
   const dir = await mkdtemp(join(tmpdir(), 'llavacode-series-'));
   const store = `lmdb:${join(dir, 'store')}`;
@@ -210,14 +249,12 @@ async function record(scene: string): Promise<Recording> {
         const read = await readMetrics(metricsAddress, secure && name.startsWith('gateway'), apiKey).catch(() => '');
         for (const [, metric, labels = '', value] of read.matchAll(READ)) {
           // Times of the day are counted from the beginning of the recording, as the tests' clock is.
-          const shown = metric!.endsWith('_not_after_seconds')
-            ? Number(value) - startDay
-            : Number(Number(value).toFixed(3));
+          const shown = Number(value) - (metric!.endsWith('_not_after_seconds') ? startDay : 0);
           const key = `${metric}{${[labels, `instance="${name}"`].filter(Boolean).join(',')}}`;
           const values = series[key] ?? [];
           series[key] = values;
           while (values.length < scrape) values.push(null);
-          values.push(shown);
+          values.push(Number(shown.toFixed(3)));
         }
       }
       process.stdout.write(`\r${scene}: ${scrape}`);
@@ -230,17 +267,10 @@ async function record(scene: string): Promise<Recording> {
     await close?.();
     await rm(dir, { recursive: true, force: true });
   }
-  return { scene, everySeconds: EVERY_MS / 1000, series };
+  return series;
 }
 
 const asked = process.argv.slice(2);
 await mkdir(SERIES, { recursive: true });
-for (const scene of asked.length > 0 ? asked : Object.keys(SCENES)) {
-  const recording = await record(scene);
-  const lines = Object.entries(recording.series).map(
-    ([key, values]) => `    ${JSON.stringify(key)}: ${JSON.stringify(values)}`,
-  );
-  const head = `{\n  "scene": ${JSON.stringify(scene)},\n  "everySeconds": ${recording.everySeconds},\n  "series": {\n`;
-  await writeFile(join(SERIES, `${scene}.json`), `${head}${lines.sort().join(',\n')}\n  }\n}\n`);
-}
+for (const scene of asked.length > 0 ? asked : Object.keys(SCENES)) await write(scene, await record(scene));
 process.exit(0);

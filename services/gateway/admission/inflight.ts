@@ -15,7 +15,7 @@ export interface InflightOptions extends Pick<AdmissionConfig, 'maxInflight' | '
    * InflightRequests.superseded} in turn, and so does this one. Resolves with whether they were told.
    */
   readonly announce?: ((started: SessionStart) => Promise<boolean>) | undefined;
-  /** Once aborted, nothing new is taken in; requests that run go on. */
+  /** Once aborted, nothing new is taken in; what runs goes on. */
   readonly draining: AbortSignal;
 }
 
@@ -37,6 +37,8 @@ export interface InflightRequest {
   readonly tenant?: string;
   /** Sequences that it asks for: prompts × best_of; 1 where not given. */
   readonly sequences?: number;
+  /** Whether it came before its client could know of a drain: then it is taken in during the drain, too. */
+  readonly isTimely?: boolean;
 }
 
 /** Work in flight, of any kind. */
@@ -92,9 +94,9 @@ export class InflightRequests {
    * Takes a place for a completion.
    * @throws ServingError draining, saturated
    */
-  enter({ timeoutMs, session, tenant = '', sequences = 1 }: InflightRequest = {}): InflightPlace {
+  enter({ timeoutMs, session, tenant = '', sequences = 1, isTimely = false }: InflightRequest = {}): InflightPlace {
     const { requestTimeoutMs, draining } = this.#options;
-    draining.throwIfAborted();
+    if (!isTimely) draining.throwIfAborted();
     this.#assertRoom(tenant, sequences, session);
     const controller = new AbortController();
     const budgetMs = Math.min(timeoutMs ?? requestTimeoutMs, requestTimeoutMs);

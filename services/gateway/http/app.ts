@@ -21,6 +21,7 @@ import type { Arrivals } from './arrivals.ts';
 import { answerClientError } from './client-error.ts';
 import { serveInTurn } from './connections.ts';
 import { allowHalfClose } from './half-close.ts';
+import type { LastCall } from './last-call.ts';
 import { type HttpLimits, serverOptions } from './limits.ts';
 import { Room } from './room.ts';
 import type { HttpConfig } from './settings.ts';
@@ -33,6 +34,7 @@ export interface AppOptions extends HttpLimits, Pick<HttpConfig, 'bodyLimitBytes
   readonly draining: AbortSignal;
   /** Decides when requests begin. */
   readonly arrivals: Arrivals;
+  readonly lastCall: LastCall;
 }
 
 /** A request id that a client may choose: it goes into logs and headers. */
@@ -66,13 +68,13 @@ export function createApp(
 
 /** Fastify asks for a second server where the host is `localhost`, which may be two addresses. */
 function createNodeServer(limits: AppOptions, handle: RequestListener) {
-  const { tls, receiveTimeoutMs, maxConnections, draining, arrivals } = limits;
+  const { tls, receiveTimeoutMs, maxConnections, draining, arrivals, lastCall } = limits;
   const options = serverOptions(limits);
   const server = tls ? createHttpsServer(tls, options, receiveTimeoutMs) : createHttpServer(options);
   server.maxHeadersCount = 0; // Node would drop the others in silence
   allowHalfClose(server);
   const room = new Room(maxConnections);
-  serveInTurn(server, { handle, arrivals, room, lingerMs: receiveTimeoutMs, draining });
+  serveInTurn(server, { handle, arrivals, lastCall, room, lingerMs: receiveTimeoutMs, draining });
   return server;
 }
 

@@ -94,6 +94,7 @@ export async function serveCompletion(
   const { tenant, limits } = request.identity;
   const entering = inflightRequest(request, asked);
   const place = enter(parts, entering);
+  request.server.lastCall.letIn(request.raw);
   // A connection closes after the end of an answer too; then there is nothing left to abort.
   reply.raw.once('close', () => place.abort(clientGone()));
   const { signal, deadlineMs } = place;
@@ -150,7 +151,10 @@ function withTtftGoal({ headers }: CompletionHttpRequest, request: CompletionReq
 }
 
 /** The timeout header counts where the body names no budget: proxies can set headers. */
-function inflightRequest({ headers, identity }: CompletionHttpRequest, body: CompletionRequest): InflightRequest {
+function inflightRequest(
+  { headers, identity, raw, server }: CompletionHttpRequest,
+  body: CompletionRequest,
+): InflightRequest {
   const header = headers[TIMEOUT_HEADER];
   if (header !== undefined && !/^[1-9]\d{0,9}$/.test(String(header))) {
     throw new ServingError('invalid_request', `${TIMEOUT_HEADER}: ${header} is not a number of milliseconds`);
@@ -159,7 +163,7 @@ function inflightRequest({ headers, identity }: CompletionHttpRequest, body: Com
   const { tenant } = identity;
   // A hash, since the name leaves this process where gateways share their sessions.
   const session = body.session === undefined ? undefined : hashOf([tenant, body.session]);
-  return { timeoutMs, session, tenant, sequences: sequencesOf(body) };
+  return { timeoutMs, session, tenant, sequences: sequencesOf(body), isTimely: server.lastCall.isTimely(raw) };
 }
 
 /** The one route whose requests are a chat, and not the completion of a text. */

@@ -12,6 +12,7 @@ import { Server as TlsServer } from 'node:https';
 import type { Socket } from 'node:net';
 import type { Arrivals } from './arrivals.ts';
 import { probeClient } from './half-close.ts';
+import { allRead, type LastCall } from './last-call.ts';
 import { readLater } from './read-later.ts';
 import type { Room } from './room.ts';
 import { tcpOf } from './tcp.ts';
@@ -50,9 +51,11 @@ export interface Serving {
    * it is a stranger.
    */
   readonly lingerMs: number;
+  /** Whom a drain still serves. */
+  readonly lastCall: Pick<LastCall, 'came'>;
   /**
-   * When it is aborted, a connection closes as soon as it is idle: a client that keeps it would send its next request
-   * to a process that takes none, though another gateway stays.
+   * When it is aborted, what clients have sent by then is read, and then a connection closes as soon as it is idle: a
+   * client that keeps it would send its next request to a process that takes none, though another gateway stays.
    */
   readonly draining: AbortSignal;
 }
@@ -67,7 +70,8 @@ export function serveInTurn(server: Server, serving: Serving): void {
     open.add(connection);
     socket.once('close', () => open.delete(connection));
   });
-  serving.draining.addEventListener('abort', () => {
+  serving.draining.addEventListener('abort', async () => {
+    await allRead();
     for (const connection of open) connection.leave();
   });
   const receive: Handler = (request, response) => connections.get(request.socket)?.receive({ request, response });
@@ -120,6 +124,8 @@ class Connection {
   #closing = false;
   /** Whether a request has been answered. A client that has just connected hears why it is refused. */
   #hasServed = false;
+  /** Whether it closes when it is idle. */
+  #isLeaving = false;
   /** Closes the connection when its client does not stop sending. */
   #linger: NodeJS.Timeout | undefined;
 
@@ -142,19 +148,20 @@ class Connection {
 
   /** Closes the connection if it is idle; one in work closes after its last answer. */
   leave(): void {
+    this.#isLeaving = true;
     if (this.#hasServed && this.#current === undefined) this.#closeSoon();
   }
 
   receive(exchange: Exchange): void {
     if (this.#closing) return;
     readLater(this.#socket);
+    if (this.#waiting.length === MAX_WAITING) return void this.#socket.destroy();
+    this.#serving.lastCall.came(exchange.request, exchange.response, this.#hasServed && !this.#isLeaving);
     if (this.#current === undefined) {
       this.#begin(exchange);
-    } else if (this.#waiting.length < MAX_WAITING) {
+    } else {
       this.#waiting.push(exchange);
       this.#probe();
-    } else {
-      this.#socket.destroy();
     }
   }
 

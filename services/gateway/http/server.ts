@@ -27,6 +27,7 @@ import { addDocs, isDocs } from './docs.ts';
 import type { BodySchema } from './editor-body.ts';
 import { asServingError, clientGone, errorBody, validationError } from './errors.ts';
 import { toJson } from './json.ts';
+import { LastCall } from './last-call.ts';
 import { assertFewHeaders, awaitBody, closeAfterLinger, type HttpLimits } from './limits.ts';
 import { addLlamaCppRoutes, type LlamaCppParts } from './llama-cpp.ts';
 import { addMethodNotAllowed, collectMethods } from './methods.ts';
@@ -51,6 +52,7 @@ declare module 'fastify' {
   interface FastifyInstance {
     /** Whether answers may name addresses and paths of the system's inside (errors.ts). */
     tellsInside: boolean;
+    lastCall: LastCall;
     refusalPace: RefusalPace;
     /** Keeps completions for the operator page; undefined where there is none. */
     flights: FlightRecorder | undefined;
@@ -66,7 +68,7 @@ declare module 'fastify' {
 }
 
 export interface ServerParts
-  extends Omit<AppOptions, 'arrivals'>,
+  extends Omit<AppOptions, 'arrivals' | 'lastCall'>,
     AdminParts,
     ChatParts,
     CompletionsParts,
@@ -99,12 +101,14 @@ const REFUSALS_EVERY_MS = 1_000;
 export function createServer(parts: ServerParts): FastifyInstance {
   const prefix = new RepositoryPrefix();
   const arrivals = new Arrivals();
-  const app = createApp({ ...parts, arrivals }, sendError, (raw) => prefix.rewrite(raw));
+  const lastCall = new LastCall(parts.draining);
+  const app = createApp({ ...parts, arrivals, lastCall }, sendError, (raw) => prefix.rewrite(raw));
   app.addHook('onRoute', ({ url }) => prefix.knows(url));
   app.decorateRequest('record', undefined);
   app.decorateRequest('identity');
   app.decorate('tellsInside', parts.keys === NO_KEYS);
   app.decorate('flights', parts.operator?.flights);
+  app.decorate('lastCall', lastCall);
   app.decorate('refusalPace', new RefusalPace(parts.refusalsPerSecond));
   app.setValidatorCompiler<BodySchema<unknown>>(({ schema }) => (body) => {
     const result = schema.safeParse(body);

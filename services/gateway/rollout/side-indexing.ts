@@ -1,8 +1,8 @@
 /**
  * Keeps side indexes for the candidate's encoder up to date while the other bundle's index is served: repository by
  * repository, a bounded number of chunks at a time, by an indexer of the candidate's bundle. Uploads change the
- * repositories' own indexes as ever; a side index follows within seconds. Of several gateways that do this, one at a
- * time makes an index; the others find it made.
+ * repositories' own indexes as ever; a side index follows within seconds. Every gateway does this. The indexer lets one
+ * at a time make an index; the others take the next repository, and find this one made when they look again.
  */
 import { repeatUntilAborted } from '../../lib/async/repeat.ts';
 import { ServingError } from '../../lib/process/errors.ts';
@@ -19,7 +19,7 @@ export interface SideIndexingParts {
   readonly indexer: Pick<IndexerClient, 'reembed'>;
   /** Fingerprint of the candidate's encoder and projector. */
   readonly fingerprint: string;
-  readonly log: Pick<Logger, 'warn' | 'info'>;
+  readonly log: Pick<Logger, 'warn'>;
 }
 
 /** How far the side indexes are, as of the last look. */
@@ -29,7 +29,7 @@ export interface SideProgress {
   readonly current: number;
   /** Chunks that were encoded so far. */
   readonly embedded: number;
-  /** Why a repository is behind, as far as that is known. */
+  /** Why a repository is behind that could not be brought up to date, as of the last look. */
   readonly problem?: string;
 }
 
@@ -41,7 +41,6 @@ const CALL_MS = 300_000;
 export class SideIndexing {
   readonly #parts: SideIndexingParts;
   #progress: SideProgress = { repositories: 0, current: 0, embedded: 0 };
-  #embedded = 0;
 
   constructor(parts: SideIndexingParts) {
     this.#parts = parts;
@@ -54,43 +53,56 @@ export class SideIndexing {
   /** Goes on until `closing` is aborted. It never rejects. */
   async run(closing: AbortSignal): Promise<void> {
     await repeatUntilAborted(closing, async () => {
-      await this.#lookAtAll(closing).catch((error) => this.#failed(error));
+      const problem = await this.#lookAtAll(closing).catch((error) => ServingError.from(error).message);
+      if (!closing.aborted) this.#tell(problem);
       return LOOK_EVERY_MS;
     });
     for (const state of ['current', 'behind']) metrics.rolloutRepositories.remove({ state });
   }
 
-  async #lookAtAll(closing: AbortSignal): Promise<void> {
+  /** @returns why a repository is behind that could not be brought up to date. */
+  async #lookAtAll(closing: AbortSignal): Promise<string | undefined> {
     const { store, keys } = this.#parts;
     let [repositories, current] = [0, 0];
     let problem: string | undefined;
     for (const tenant of keys.tenants) {
       for (const repo of await store.repositories(tenant)) {
-        if (closing.aborted) return;
+        if (closing.aborted) return undefined;
         repositories++;
         try {
-          await this.#bringUpToDate(tenant, repo, closing);
-          current++;
+          if (await this.#bringUpToDate(tenant, repo, closing)) current++;
         } catch (error) {
           problem = `${repo}: ${ServingError.from(error).message}`;
         }
       }
     }
-    if (problem !== undefined && problem !== this.#progress.problem) this.#failed(problem);
-    this.#progress = { repositories, current, embedded: this.#embedded, ...(problem !== undefined && { problem }) };
+    this.#progress = { ...this.#progress, repositories, current };
     metrics.rolloutRepositories.set({ state: 'current' }, current);
     metrics.rolloutRepositories.set({ state: 'behind' }, repositories - current);
+    return problem;
   }
 
-  async #bringUpToDate(tenant: string, repo: string, closing: AbortSignal): Promise<void> {
-    const { indexer } = this.#parts;
-    if (await this.#isCurrent(repo)) return;
+  /** @returns whether the side index is of the version that is served: not yet where another gateway has it made. */
+  async #bringUpToDate(tenant: string, repo: string, closing: AbortSignal): Promise<boolean> {
+    if (await this.#isCurrent(repo)) return true;
     for (let left = 1; left > 0; ) {
       const signal = AbortSignal.any([closing, AbortSignal.timeout(CALL_MS)]);
-      const answer = await indexer.reembed({ tenant, repo: nameOf(repo) }, signal);
-      this.#embedded += answer.embedded;
-      this.#progress = { ...this.#progress, embedded: this.#embedded };
+      const answer = await this.#reembed(tenant, repo, signal);
+      if (answer === undefined) return false;
+      const embedded = this.#progress.embedded + answer.embedded;
+      this.#progress = { ...this.#progress, embedded };
       left = answer.left;
+    }
+    return true;
+  }
+
+  /** @returns undefined while another process makes this side index. That is not a failure: its lock ends with it. */
+  async #reembed(tenant: string, repo: string, signal: AbortSignal) {
+    try {
+      return await this.#parts.indexer.reembed({ tenant, repo: nameOf(repo) }, signal);
+    } catch (error) {
+      if (ServingError.from(error).code === 'index_locked') return undefined;
+      throw error;
     }
   }
 
@@ -101,7 +113,10 @@ export class SideIndexing {
     return (await store.head(sideKey(repo, fingerprint)))?.of === own.version;
   }
 
-  #failed(problem: unknown): void {
-    this.#parts.log.warn({ problem: String(problem) }, 'a side index is behind: it is tried again');
+  /** A problem that stays is in the log once. */
+  #tell(problem: string | undefined): void {
+    const isNew = problem !== undefined && problem !== this.#progress.problem;
+    if (isNew) this.#parts.log.warn({ problem }, 'a side index is behind: it is tried again');
+    this.#progress = { ...this.#progress, problem };
   }
 }

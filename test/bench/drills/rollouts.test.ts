@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { parse } from 'yaml';
 import { CHART_TIMES, rollEach } from '../../../bench/drills/rollouts.ts';
+import { TIMEOUT_MS } from '../../../bench/drills/streams.ts';
 import { PACKAGE_ROOT } from '../../../services/lib/process/package-root.ts';
 import type { Role } from '../../../services/supervisor.ts';
 import { scene } from '../../support/drill-scene.ts';
@@ -36,10 +37,12 @@ describe('a rollout', () => {
     expect(done).toEqual([...each(0), ...each(1)]);
   });
 
-  test('a gateway leaves when the balancer leads to the other one', async () => {
+  test('a gateway leaves when the balancer leads to the other one, while clients send on the connections that they have', async () => {
     const { scene: given, done } = rollout();
     await rollEach(given, 'gateway', 0);
-    const each = (i: number) => ['marked', 'burst', `balanced to gateway-${1 - i}`, `gateway-${i} away 0`, 'mended'];
+    const each = (i: number) => {
+      return ['marked', 'burst', `balanced to gateway-${1 - i}`, 'burst', `gateway-${i} away 0`, 'mended'];
+    };
     expect(done).toEqual([...each(0), ...each(1)]);
   });
 
@@ -48,6 +51,10 @@ describe('a rollout', () => {
       throw new Error(`${name} did not drain`);
     });
     await expect(rollEach(given, 'prefill', 0)).rejects.toThrow('prefill-0 did not drain');
+  });
+
+  test('clients wait longer than the gateway of a rollout does, so that it says why a request failed', () => {
+    expect(TIMEOUT_MS).toBeGreaterThan(CHART_TIMES.requestTimeoutMs);
   });
 
   test('a rollout has the times of the chart', async () => {

@@ -301,6 +301,21 @@ describe('a gateway that drains', () => {
     expect(statuses(await all)).toEqual([200]);
   });
 
+  test('a request that a client had sent on a kept connection is served, and its connection closes behind the answer', async () => {
+    const gateway = await listen();
+    const socket = open(connect(gateway.port, '127.0.0.1'));
+    const all = heard(socket);
+    socket.write(completion());
+    await vi.waitUntil(() => socket.bytesRead > 0);
+    socket.write(completion({ stream: true }));
+    draining(gateway);
+    await gateway.app.lastCall.over();
+    await gateway.inflight.drain(60_000);
+    const answers = await all;
+    expect(statuses(answers)).toEqual([200, 200]);
+    expect(answers).toContain('data: [DONE]');
+  });
+
   test('a connection in work is closed after its answer, so that the next request goes elsewhere', async () => {
     const gateway = await listen();
     const { client } = gateway.workers.decode;
