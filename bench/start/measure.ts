@@ -55,8 +55,8 @@ export interface Checkout {
 
 /** A start that takes longer has failed, in ms. */
 const START_TIMEOUT_MS = 300_000;
-/** What a start leaves to be done is over by then, in ms: indexes are loaded, connections made. */
-const SETTLE_MS = 10_000;
+/** What a start leaves to be done is over by then, in ms: indexes are loaded, connections made, heaps collected. */
+const SETTLE_MS = 30_000;
 
 /** @throws ServingError internal if the system does not start, or answers nothing. */
 export async function measureStart(checkout: Checkout, data: DataFolder): Promise<StartRun> {

@@ -19,7 +19,7 @@ export const START: Bench<StartResult> = {
     'CPU time':
       's of user and system time until the first completion with chunks, of all threads; ended: of processes that have ended by then ' +
       '(the check of the build, and what up has run once)',
-    idle: 'share of one core that a process takes while nobody asks anything, from 10 s after a first completion on',
+    idle: 'share of one core that a process takes while nobody asks anything, from 30 s after a first completion on',
     wakeups: 'per second: how often a thread of the process has waited for something and gone on',
   },
   report: ({ result }) => ({ markdown: markdownOf(result), charts: [] }),

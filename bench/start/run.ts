@@ -32,9 +32,13 @@ export async function runStart(options: StartOptions): Promise<Artifact<StartRes
         for (const each of versions) each.starts.push(await measureStart(each, kind));
       }
     }
-    for (const each of idleSeconds > 0 ? versions : []) {
-      onProgress(`${each.version} without requests`);
-      each.idle = await measureIdle(each, idleSeconds);
+    if (idleSeconds > 0) {
+      onProgress('without requests');
+      await Promise.all(
+        versions.map(async (each) => {
+          each.idle = await measureIdle(each, idleSeconds);
+        }),
+      );
     }
     return { idleSeconds, versions: versions.map(({ version, starts, idle }) => ({ version, starts, idle })) };
   });
