@@ -28,7 +28,7 @@ export async function runSpeculation(options: SpeculationOptions): Promise<Artif
     SPECULATION,
     options,
     { models: [model], settings: { ...options } },
-    async (onProgress) => {
+    async (onProgress, save) => {
       onProgress('starting both systems');
       const plain = await start('off');
       try {
