@@ -73,9 +73,9 @@ const FOREIGN_FLAGS = [
   '--no-save', // npm install
   '--ignore-scripts', // npm ci
   '--provenance', // npm publish
-  '--backend', // vllm bench serve
   '--max-model-len', // vllm serve
   '--max-num-seqs',
+  '--backend', // vllm bench serve
   '--endpoint',
   '--ignore-eos',
   '--file', // docker build

@@ -20,6 +20,8 @@ interface ClientOptions {
   readonly timeoutMs: number;
   /** The API key that every request carries. */
   readonly apiKey?: string | undefined;
+  /** Further headers of every request. */
+  readonly headers?: Readonly<Record<string, string>>;
   /** Called when a request ends. */
   readonly onRecord?: (record: ClientRecord) => void;
   /** Ends the run, which then rejects with the signal's reason. */
@@ -56,7 +58,7 @@ export async function sendOne(
   { atMs, body, cancelAfterMs }: PlannedRequest,
   index: number,
   startMs: number,
-  { timeoutMs, apiKey, signal }: ClientOptions,
+  { timeoutMs, apiKey, headers, signal }: ClientOptions,
 ): Promise<ClientRecord> {
   const clock = () => performance.now() - startMs;
   const cancel = new AbortController();
@@ -68,7 +70,7 @@ export async function sendOne(
   const known = { index, intendedMs: atMs, sentMs, chunksMs };
   try {
     const onChunk = (at: number) => chunksMs.push(at - startMs);
-    const { usage } = await streamCompletion(url, body, ends, { apiKey, onChunk });
+    const { usage } = await streamCompletion(url, body, ends, { apiKey, headers, onChunk });
     return {
       ...known,
       endedMs: clock(),

@@ -9,7 +9,7 @@ path, port, slots, tokens, threads = sys.argv[1], *map(int, sys.argv[2:6])
 
 params = xllamacpp.CommonParams()
 params.model.path = path
-params.hostname = "127.0.0.1"
+params.hostnames = ["127.0.0.1"]
 params.port = port
 params.n_parallel = slots
 params.n_ctx = slots * tokens

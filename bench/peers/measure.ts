@@ -65,6 +65,8 @@ export type Measuring = Pick<
 
 /** Tokens of the prompt of a stream: few, so that the prompts of the others hardly delay it. */
 const STREAM_PROMPT_TOKENS = 32;
+/** Each request has a connection of its own: some servers close theirs after an answer, without saying so before. */
+const HEADERS = { connection: 'close' };
 /** Tokens of an answer whose first one is timed. */
 const TIMED_TOKENS = 4;
 
@@ -104,7 +106,7 @@ export async function measureServers(
     const turn = [...servers.entries()];
     for (const [at, server] of i % 2 === 0 ? turn : turn.toReversed()) {
       onProgress(`${server.name}: ${rate} requests/s for ${options.seconds} s`);
-      const records = await runOpenLoop(server.url, plan, options);
+      const records = await runOpenLoop(server.url, plan, { timeoutMs: options.timeoutMs, headers: HEADERS });
       loads[at]!.push({ records, summary: summarise(records, { warmup: 0, slo: options.slo }) });
     }
   }
@@ -164,17 +166,12 @@ async function complete(
 ): Promise<StreamedCompletion> {
   const failed = (code: 'invalid_request' | 'worker_lost', why: string, remedy: string, cause?: unknown) =>
     new ServingError(code, `${name} (a prompt of ${prompt.length} tokens): ${why}`, { cause, remedy });
-  const answer = await streamCompletion(url, bodyOf(prompt, tokens), AbortSignal.timeout(timeoutMs)).catch(
-    (cause: unknown) => {
-      const { message } = ServingError.from(cause, 'worker_lost');
-      throw failed(
-        'worker_lost',
-        message,
-        `See the log of ${name}, and whether it answers within --timeout-ms.`,
-        cause,
-      );
-    },
-  );
+  const signal = AbortSignal.timeout(timeoutMs);
+  const sent = streamCompletion(url, bodyOf(prompt, tokens), signal, { headers: HEADERS });
+  const answer = await sent.catch((cause: unknown) => {
+    const { message } = ServingError.from(cause, 'worker_lost');
+    throw failed('worker_lost', message, `See the log of ${name}, and whether it answers within --timeout-ms.`, cause);
+  });
   const { prompt_tokens: read, completion_tokens: written } = answer.usage;
   if (read !== prompt.length || written !== tokens) {
     const why = `it read ${read} tokens and wrote ${written}, and was asked to write ${tokens}`;

@@ -22,6 +22,7 @@ const OPTIONS: Measuring = {
 
 interface Asked {
   readonly server: string;
+  readonly connection: string | undefined;
   readonly prompt: readonly number[];
   readonly max_tokens: number;
 }
@@ -43,8 +44,9 @@ function stream(response: ServerResponse, read: number, written: number): void {
 
 /** Starts a server that notes what it is asked, before it answers. */
 async function start(name: string, asked: Asked[], answer: Answer = inFull, ours = false) {
-  const url = await gateway((body, _request, response) => {
-    const noted = { ...(body as Omit<Asked, 'server'>), server: name };
+  const url = await gateway((body, request, response) => {
+    const { connection } = request.headers;
+    const noted = { ...(body as Omit<Asked, 'server' | 'connection'>), server: name, connection };
     asked.push(noted);
     answer(noted, response);
   });
@@ -78,7 +80,7 @@ describe('servers in turns', () => {
     expect(asked.filter(({ prompt }) => prompt.length === 5).map(({ server }) => server)).toEqual([...'baabba']);
   });
 
-  it('no prompt begins as another one does, but for a keystroke, which adds one token to the prompt before it', async () => {
+  it('each request has its own connection, and no prompt begins as another one, but for the token of a keystroke', async () => {
     const asked: Asked[] = [];
     await measure([await start('a', asked)], { rate: [1000], seconds: 0.005, promptTokens: 8 });
     const keystrokes = asked.filter(({ prompt }) => prompt.length === 7);
@@ -87,6 +89,7 @@ describe('servers in turns', () => {
     expect(keystrokes.map(({ prompt }) => prompt.slice(0, -1))).toEqual(before);
     const others = asked.filter((request) => !keystrokes.includes(request));
     expect(new Set(others.map(({ prompt }) => prompt[0])).size).toBe(others.length);
+    expect(new Set(asked.map(({ connection }) => connection))).toEqual(new Set(['close']));
     expect(asked.flatMap(({ prompt }) => prompt).filter((id) => id >= 0.9 * VOCABULARY)).toEqual([]);
   });
 
