@@ -5,14 +5,13 @@
  */
 import { type FileHandle, open, readFile, writeFile } from 'node:fs/promises';
 import { field, fieldsOf } from '../model/graph/onnx.ts';
+import { GRAPH_INITIALIZER, MODEL_GRAPH } from '../model/graph/raw-graph.ts';
 import { ServingError } from '../process/errors.ts';
 
 /** Every weight begins at a multiple of this, in bytes: as much as kernels load at once. */
 const ALIGNMENT = 64;
 
 /** Field numbers of onnx.proto. */
-const MODEL_GRAPH = 7;
-const GRAPH_INITIALIZER = 5;
 const TENSOR_EXTERNAL_DATA = 13;
 const ENTRY_KEY = 1;
 const ENTRY_VALUE = 2;

@@ -4,7 +4,7 @@
  */
 import { type Field, field, fieldsOf, numberField } from './onnx.ts';
 
-const MODEL_GRAPH = 7;
+export const MODEL_GRAPH = 7;
 export const GRAPH_NODE = 1;
 export const GRAPH_INITIALIZER = 5;
 export const GRAPH_INPUT = 11;
