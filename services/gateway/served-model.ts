@@ -39,6 +39,8 @@ export function retrievalOf(
     queryLines,
     indexCacheBytes,
     onLeftOut: leftOutReporter(log),
+    onUncoded: (repo, reason) =>
+      log.warn({ repo, reason }, 'no memory for the codes of an index: searches take longer'),
     dense: manifest.context && { threads, loadEncoder },
   });
 }

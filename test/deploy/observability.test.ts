@@ -145,7 +145,7 @@ const FIRES: Readonly<Record<string, readonly string[]>> = {
   soak: [],
   'no-decode-worker': ['LlavacodeNoUsableWorker', 'LlavacodeServesNothing', ...AVAILABILITY],
   'slow-prefill': TTFT,
-  'store-away': ['LlavacodeStoreCircuitOpen', 'LlavacodeCertificateExpires'],
+  'store-away': ['LlavacodeStoreCircuitOpen', 'LlavacodeContextMissing', 'LlavacodeCertificateExpires'],
   'key-expires': ['LlavacodeApiKeyExpires'],
   'staged-and-stale': ['LlavacodeStagedKvStays', 'LlavacodeIndexStale'],
 };

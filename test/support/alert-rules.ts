@@ -3,6 +3,7 @@
  * that lists such as the codes that count against availability come from the code; a test renders the file anew.
  */
 import { stringify } from 'yaml';
+import type { Degradation } from '../../services/gateway/context/context.ts';
 import { ERRORS } from '../../services/lib/process/errors.ts';
 
 /** What is promised. Change it here, and render the file anew. */
@@ -66,6 +67,16 @@ const FIRST_TOKENS = 'llavacode:arm_time_to_first_token_seconds';
 const faults = `outcome=~"${OWN_FAULTS.join('|')}"`;
 /** Those that say something about the system: what a client has to mend is not among them. */
 const judged = `outcome=~"${['ok', ...OWN_FAULTS].join('|')}"`;
+/** Share of completions without context of which somebody is told. */
+const LACKING_CONTEXT = 0.05;
+/** Why it is missing where neither clients nor choices of the operator are the reason; stale indexes have an alert. */
+const LACKS: readonly Degradation[] = [
+  'over_budget',
+  'store_unavailable',
+  'retrieval_failed',
+  'index_too_large',
+  'rows_damaged',
+];
 const recorded = (objective: keyof typeof OBJECTIVES, window: string) =>
   `llavacode:${objective}_errors:ratio_rate${window}`;
 
@@ -120,6 +131,14 @@ const OTHERS: readonly Rule[] = [
     '1m',
     'max(llavacode:store_circuit_open) == 1',
     'The store of indexes fails or is slow: completions go on without context',
+  ),
+  alert(
+    'LlavacodeContextMissing',
+    'ticket',
+    '2m',
+    `sum(rate(llavacode:requests_degraded_total{reason=~"${LACKS.join('|')}"}[5m])) / ` +
+      `(sum(rate(${ENDED}{${judged}}[5m])) > 0) > ${LACKING_CONTEXT}`,
+    'One completion in twenty goes on without the context that it asks for: users see worse suggestions, not errors',
   ),
   alert(
     'LlavacodeStagedKvStays',

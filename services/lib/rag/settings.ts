@@ -55,7 +55,7 @@ export function strideRule({ chunkLines, chunkStride }: Readonly<Record<string, 
 /** The settings of searching an index, for those who serve completions. */
 export const SEARCH_SETTINGS = {
   retrievalBudgetMs: milliseconds(1)
-    .default(20)
+    .default(100)
     .describe(
       'time that a search by identifiers may take of a completion, in ms: two reads of the store and the search',
     ),

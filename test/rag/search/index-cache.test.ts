@@ -1,7 +1,10 @@
 import v8 from 'node:v8';
 import vm from 'node:vm';
-import { describe, expect, test } from 'vitest';
+import { describe, expect, onTestFinished, test, vi } from 'vitest';
+import { CodedIndex } from '../../../services/lib/rag/search/coded-index.ts';
+import { DenseIndex, DenseScorer } from '../../../services/lib/rag/search/dense.ts';
 import { IndexCache } from '../../../services/lib/rag/search/index-cache.ts';
+import { packIds } from '../../../services/lib/rag/store/row.ts';
 import type { ChunkRow, LeftOutRow } from '../../../services/lib/rag/store/store.ts';
 import { HIDDEN, MemoryStore } from '../../support/memory-store.ts';
 
@@ -35,6 +38,7 @@ function scene(repos: number, chunks: number, limitBytes: number) {
     scorer: () => Promise.reject(new Error('no embeddings')),
     limitBytes,
     onLeftOut: (_, row) => leftOut.push(row),
+    onUncoded: () => {},
   });
   return { store, cache, leftOut };
 }
@@ -188,11 +192,50 @@ test('embeddings for which there is no room beside other tenants do not drop the
     Array.from({ length: 100 }, (_, i) => chunkOf(0, i)), // 1.7 MiB
   );
   const scorer = () => Promise.reject(new Error('the scorer is not reached'));
-  const cache = new IndexCache(store, { scorer, limitBytes: 4 * MIB, onLeftOut: () => {} });
+  const cache = new IndexCache(store, { scorer, limitBytes: 4 * MIB, onLeftOut: () => {}, onUncoded: () => {} });
   await cache.get('b:r', never());
   const index = await cache.get('a:r', never());
   await expect(index.dense(dim, never())).rejects.toMatchObject({ code: 'saturated' });
   store.asked.length = 0;
   expect(await cache.get('a:r', never())).toBe(index);
   expect(store.asked.filter(({ what }) => what !== 'head')).toEqual([]);
+});
+
+test('an index with too many embeddings to compare all is searched by codes, and without memory for these all the same', async () => {
+  const chunks = 200_000;
+  const store = new MemoryStore();
+  const { chunk, vector } = chunkOf(0, 0);
+  store.publish('a:r', [{ chunk: { ...chunk, tokens: ['a'] }, vector }], { chunks });
+  store.ids.set('a:r', packIds(Array.from({ length: chunks }, (_, i) => i.toString(16).padStart(64, '0'))));
+  // All chunks have the row of the first, with an embedding of as many values as are asked for.
+  const [entry] = await store.entries('a:r', [chunk.id]);
+  let embedding = new Float32Array();
+  store.entries = async (_, ids) => ids.map(() => entry);
+  store.contents = async (_, __, ids) => ids.map(() => ({ text: '', vector, embedding }));
+  const scorer = await DenseScorer.load({ threads: 1 });
+  onTestFinished(() => scorer.dispose());
+  const uncoded: string[] = [];
+  const cache = new IndexCache(store, {
+    scorer: async () => scorer,
+    limitBytes: 1024 * MIB,
+    onLeftOut: () => {},
+    onUncoded: (repo, reason) => uncoded.push(`${repo}: ${reason}`),
+  });
+  const index = await cache.get('a:r', never());
+  const loaded = (dim: number) => {
+    embedding = new Float32Array(dim).fill(1);
+    return index.dense(dim, never());
+  };
+  expect([await loaded(2), uncoded]).toEqual([expect.any(CodedIndex), []]);
+  class NoMemory {
+    constructor() {
+      throw new RangeError('could not allocate memory');
+    }
+  }
+  vi.stubGlobal('WebAssembly', { Memory: NoMemory });
+  onTestFinished(() => void vi.unstubAllGlobals());
+  const plain = await loaded(3);
+  expect([plain, uncoded]).toEqual([expect.any(DenseIndex), ['a:r: could not allocate memory']]);
+  const hits = await plain!.search(Float32Array.of(1, 1, 1), 2);
+  expect(hits.map(({ ordinal }) => ordinal)).toEqual([0, 1]);
 });

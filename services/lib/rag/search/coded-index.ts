@@ -10,7 +10,7 @@ import { inTurns, Turns } from '../../async/turns.ts';
 import { CODE_STEP, CodeScan, MOST_BITS, QUERY_BITS } from './code-scan.ts';
 import { type EmbeddingIndex, normalized, roundedProduct } from './dense.ts';
 import type { SearchHow } from './inverted-index.ts';
-import { type Hit, TopHits } from './top-hits.ts';
+import { type Excludes, type Hit, TopHits } from './top-hits.ts';
 
 /** Codes of one scan, which takes less than 1 ms. */
 const BLOCK = 16_384;
@@ -22,6 +22,10 @@ const CODED_PER_STEP = 64;
  * about as the square root grows, which makes 970 of 200,000 and 2,200 of a million.
  */
 const COMPARED = { share: 0.005, least: 4_000, perHit: 20 } as const;
+/** Share of these that a search may leave out before it looks further: a file's own chunks are often among the best. */
+const FEW_LEFT_OUT = 0.1;
+/** Of errors that are normal, one in 700 is larger than three times their root mean square, in one direction. */
+const SURE = 3;
 /** Estimates are counted in so many classes to find those that are compared. */
 const CLASSES = 4_096;
 const HIGHEST_LEVEL = 2 ** QUERY_BITS - 1;
@@ -43,6 +47,8 @@ export class CodedIndex implements EmbeddingIndex {
   readonly dim: number;
   readonly #chunks: number;
   readonly #embeddings: Float32Array;
+  /** [dim] */
+  readonly #mean: Float64Array;
   readonly #rotation: Rotation;
   readonly #scan: CodeScan;
   /** [chunks]: by what the sum over the signs is multiplied; NaN without an embedding. */
@@ -50,13 +56,17 @@ export class CodedIndex implements EmbeddingIndex {
   /** [chunks]: bits that are set. */
   readonly #counts: Uint16Array;
 
-  /** @param chunks number of embeddings. Those that are not {@link set} are never found. */
+  /**
+   * @param chunks number of embeddings. Those that are not {@link set} are never found.
+   * @throws RangeError where there is no memory for the codes in one piece.
+   */
   constructor(chunks: number, dim: number) {
     this.dim = dim;
     this.#chunks = chunks;
-    this.#embeddings = new Float32Array(chunks * dim);
     this.#rotation = new Rotation(bitsOf(dim));
     this.#scan = new CodeScan(chunks, this.#rotation.bits, BLOCK);
+    this.#embeddings = new Float32Array(chunks * dim);
+    this.#mean = new Float64Array(dim);
     this.#factors = new Float32Array(chunks).fill(Number.NaN);
     this.#counts = new Uint16Array(chunks);
   }
@@ -72,7 +82,7 @@ export class CodedIndex implements EmbeddingIndex {
 
   *#encode(): Generator<void, void> {
     const { dim } = this;
-    const mean = new Float64Array(dim);
+    const mean = this.#mean;
     for (let i = 0; i < this.#chunks; i++) {
       if (i % CODED_PER_STEP === 0) yield;
       const start = i * dim;
@@ -112,12 +122,17 @@ export class CodedIndex implements EmbeddingIndex {
     const unit = normalized(query);
     const estimates = new Float32Array(this.#chunks);
     const { lowest, highest } = await this.#estimate(unit, estimates, how.signal);
+    let offset = 0;
+    for (let i = 0; i < unit.length; i++) offset += unit[i]! * this.#mean[i]!;
     const wanted = Math.max(COMPARED.share * this.#chunks, COMPARED.least, COMPARED.perHit * topK);
-    const threshold = thresholdOf(estimates, lowest, highest, wanted);
-    const best = await inTurns(this.#compare(unit, estimates, threshold, topK, how), how.signal);
-    if (best.length >= topK || threshold <= lowest) return best;
-    // Almost all of those that seemed best are left out of this search.
-    return inTurns(this.#compare(unit, estimates, lowest, topK, how), how.signal);
+    const classes = new Classes(estimates, lowest, highest);
+    const compared: Compared = { best: new TopHits(topK), leftOut: 0, count: 0, squares: 0 };
+    for (let [reach, below] = [wanted, Number.POSITIVE_INFINITY]; ; ) {
+      const { threshold, reached } = classes.reachedBy(reach);
+      await inTurns(this.#compare(unit, { estimates, threshold, below, offset }, compared, how.excludes), how.signal);
+      if (threshold <= lowest || isEnough(compared, wanted, threshold + offset)) return compared.best.hits;
+      [reach, below] = [2 * reached, threshold];
+    }
   }
 
   /** Estimates of all products, up to a number that is the same for all; NaN without an embedding. */
@@ -145,35 +160,80 @@ export class CodedIndex implements EmbeddingIndex {
     return { lowest, highest };
   }
 
+  /** Compares in full what the search does not leave out. */
   *#compare(
     query: Float32Array,
-    estimates: Float32Array,
-    threshold: number,
-    topK: number,
-    { excludes }: SearchHow,
-  ): Generator<void, Hit[]> {
-    const best = new TopHits(topK, excludes);
-    let compared = 0;
+    { estimates, threshold, below, offset }: Among,
+    compared: Compared,
+    excludes: Excludes = () => false,
+  ): Generator<void, void> {
+    let looked = 0;
     for (let i = 0; i < this.#chunks; i++) {
       if ((i + 1) % BLOCK === 0) yield;
-      if (!(estimates[i]! >= threshold)) continue;
-      if (++compared % CODED_PER_STEP === 0) yield;
-      best.add(roundedProduct(this.#embeddings, i * this.dim, query), i);
+      if (!(estimates[i]! >= threshold && estimates[i]! < below)) continue;
+      if (++looked % CODED_PER_STEP === 0) yield;
+      if (excludes(i)) {
+        compared.leftOut++;
+        continue;
+      }
+      const product = roundedProduct(this.#embeddings, i * this.dim, query);
+      compared.count++;
+      compared.squares += (product - estimates[i]! - offset) ** 2;
+      compared.best.add(product, i);
     }
-    return best.hits;
   }
 }
 
-/** An estimate that about `wanted` of them reach. */
-function thresholdOf(estimates: Float32Array, lowest: number, highest: number, wanted: number): number {
-  const scale = (CLASSES - 1) / (highest - lowest);
-  if (!Number.isFinite(scale)) return lowest;
-  const counts = new Uint32Array(CLASSES);
-  // NaN counts as the lowest. By index, because an iterator over a million numbers takes as long as the scan.
-  for (let i = 0; i < estimates.length; i++) counts[((estimates[i]! - lowest) * scale) | 0]!++;
-  let [at, found] = [CLASSES, 0];
-  while (at > 0 && found < wanted) found += counts[--at]!;
-  return at === 0 ? lowest : lowest + at / scale;
+/** The chunks with an estimate of at least `threshold` that is less than `below`. */
+interface Among {
+  readonly estimates: Float32Array;
+  readonly threshold: number;
+  readonly below: number;
+  /** What an estimate lacks of its product, the same for all. */
+  readonly offset: number;
+}
+
+/** What a search has compared so far. */
+interface Compared {
+  readonly best: TopHits;
+  /** Chunks that it leaves out, and those that it has compared in full. */
+  leftOut: number;
+  count: number;
+  /** Sum of the squared errors of estimates. */
+  squares: number;
+}
+
+/**
+ * Whether hardly any chunk that was not compared is among the best. Where those that seem best are compared, their number
+ * tells. Where a search leaves many of them out, the best of the others are in the midst of many that are nearly as
+ * good: then none with a lower estimate may reach the hits, by {@link SURE} errors of an estimate.
+ * @param reached product of those with the lowest estimate so far.
+ */
+function isEnough({ best, leftOut, count, squares }: Compared, wanted: number, reached: number): boolean {
+  if (leftOut <= FEW_LEFT_OUT * wanted) return true;
+  return best.threshold >= reached + SURE * Math.sqrt(squares / Math.max(1, count));
+}
+
+/** How many estimates there are in each of {@link CLASSES} equal ranges. */
+class Classes {
+  readonly #lowest: number;
+  readonly #scale: number;
+  readonly #counts = new Uint32Array(CLASSES);
+
+  constructor(estimates: Float32Array, lowest: number, highest: number) {
+    this.#lowest = lowest;
+    this.#scale = (CLASSES - 1) / (highest - lowest);
+    if (!Number.isFinite(this.#scale)) return;
+    // NaN counts as the lowest. By index, because an iterator over a million numbers takes as long as the scan.
+    for (let i = 0; i < estimates.length; i++) this.#counts[((estimates[i]! - lowest) * this.#scale) | 0]!++;
+  }
+
+  /** @returns an estimate that about `wanted` of them reach, the lowest if there are no more; and how many do. */
+  reachedBy(wanted: number): { readonly threshold: number; readonly reached: number } {
+    let [at, reached] = [Number.isFinite(this.#scale) ? CLASSES : 0, 0];
+    while (at > 0 && reached < wanted) reached += this.#counts[--at]!;
+    return { threshold: at === 0 ? this.#lowest : this.#lowest + at / this.#scale, reached };
+  }
 }
 
 /** Levels of a rotated query, from 0 to 15: value i is about least + step x level i. */

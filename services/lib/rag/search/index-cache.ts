@@ -58,6 +58,8 @@ export interface IndexCacheOptions {
   readonly limitBytes: number;
   /** Told of rows without which an index is built. */
   readonly onLeftOut: (repo: string, row: LeftOutRow) => void;
+  /** Told of a large index that is searched as smaller ones are, since there is no memory for its codes. */
+  readonly onUncoded: (repo: string, reason: string) => void;
 }
 
 export class IndexCache {
@@ -219,14 +221,9 @@ export class IndexCache {
 
   /** Undefined if the version was swept meanwhile. */
   async #dense(repo: string, index: LoadedIndex, dim: number, loading: Loading): Promise<EmbeddingIndex | undefined> {
-    const { fingerprint, chunks } = index.head;
-    const coded = isCoded(chunks, dim);
-    const bytes = (coded ? codedBytes : denseBytes)(chunks, dim);
+    const { fingerprint } = index.head;
     this.#kept.get(repo); // it is in use: others are evicted first
-    const { limitBytes } = this.#options;
-    if (lexicalBytes(index) + bytes > limitBytes) throw tooLarge(repo, limitBytes);
-    await loading.reserve(bytes);
-    const dense = coded ? new CodedIndex(chunks, dim) : new DenseIndex(await this.#options.scorer(), chunks, dim);
+    const { dense, bytes } = await this.#emptyDense(repo, index, dim, loading);
     let ordinal = 0;
     const read = this.#inSlices(repo, index, loading.signal, (ids, how) =>
       this.#store.contents(repo, fingerprint, ids, { ...how, part: 'vectors' }),
@@ -245,6 +242,29 @@ export class IndexCache {
     const kept = this.#kept.peek(repo);
     if (kept?.index === index) this.#keep(repo, { index, bytes: kept.bytes + bytes });
     return dense;
+  }
+
+  /** An index for embeddings that are still to come, and the memory that is reserved for it, in bytes. */
+  async #emptyDense(repo: string, index: LoadedIndex, dim: number, loading: Loading) {
+    const { chunks } = index.head;
+    const { limitBytes, scorer, onUncoded } = this.#options;
+    const reserve = async (bytes: number) => {
+      if (lexicalBytes(index) + bytes > limitBytes) throw tooLarge(repo, limitBytes);
+      await loading.reserve(bytes);
+      return bytes;
+    };
+    if (isCoded(chunks, dim)) {
+      const bytes = await reserve(codedBytes(chunks, dim));
+      try {
+        return { dense: new CodedIndex(chunks, dim), bytes };
+      } catch (error) {
+        // WebAssembly takes its memory in one piece, with much more of the address space, which may be limited.
+        if (!(error instanceof RangeError)) throw error;
+        onUncoded(repo, error.message);
+      }
+    }
+    const bytes = await reserve(denseBytes(chunks, dim));
+    return { dense: new DenseIndex(await scorer(), chunks, dim), bytes };
   }
 
   /**

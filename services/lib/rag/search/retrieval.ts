@@ -98,6 +98,8 @@ export interface RetrievalOptions {
   readonly indexCacheBytes?: number;
   /** Told of rows that were left out, again and again of the same one. */
   readonly onLeftOut?: (repo: string, row: LeftOutRow) => void;
+  /** Told of a large index that is searched as smaller ones are, since there is no memory for its codes. */
+  readonly onUncoded?: (repo: string, reason: string) => void;
 }
 
 /**
@@ -120,10 +122,11 @@ const DEEPEST = 8;
 
 export function createRetrieval(
   store: Store,
-  { queryLines, dense, indexCacheBytes = Number.MAX_SAFE_INTEGER, onLeftOut = () => {} }: RetrievalOptions,
+  { queryLines, dense, indexCacheBytes, onLeftOut = () => {}, onUncoded = () => {} }: RetrievalOptions,
 ): WarmableRetrieval {
   const scorer = once(() => DenseScorer.load({ threads: dense?.threads ?? 1 }));
-  const cache = new IndexCache(store, { scorer, limitBytes: indexCacheBytes, onLeftOut });
+  const limitBytes = indexCacheBytes ?? Number.MAX_SAFE_INTEGER;
+  const cache = new IndexCache(store, { scorer, limitBytes, onLeftOut, onUncoded });
   const encoder = dense && once(dense.loadEncoder);
 
   async function search(
