@@ -45,5 +45,5 @@ test.each([
   for (const name of names) expect(await written.weights.read(name)).toEqual(await drawn.weights.read(name));
   expect(await readJsonFile(join(to, 'config.json'))).toMatchObject({ architectures: [className] });
   const tokenizer = await loadTokenizer(to);
-  expect(tokenizer.encode('def f(x):')).toEqual((await loadTokenizer(drawn.tokenizerDir)).encode('def f(x):'));
+  expect(tokenizer.decode(tokenizer.encode('def f(x):'))).toBe('def f(x):');
 });
