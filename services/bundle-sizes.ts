@@ -9,7 +9,7 @@ import type { Manifest } from './lib/model/bundle/bundle.ts';
 /** The block `model` of the chart's values. Sizes are bytes. */
 interface BundleSizes {
   readonly precision: string;
-  /** Of the weights that decode; with int8 KV also of the slot of floats in which a colocated worker computes prompts. */
+  /** Of the weights that decode; with int8 KV also of the slot of floats of a colocated worker, for its prompts. */
   readonly weightsBytes: number;
   /** Of the weights that compute prompts, the same where the bundle has one set; with int8 KV also of that slot. */
   readonly promptWeightsBytes: number;

@@ -1,7 +1,7 @@
 /**
- * Scales of KV in int8: what a level is worth in each channel of each head, measured on text. They are fixed
- * when a bundle is made, so that what a token's keys and values are rounded to depends on nothing but the token and what
- * is before it. A value beyond the largest level becomes the largest level.
+ * Scales of KV in int8: what a level is worth in each channel of each head, measured on text. They are fixed when a
+ * bundle is made, so that what keys and values are rounded to depends only on their token and those before it. A value
+ * beyond the largest level becomes the largest level.
  */
 import { type KvLayout, rowCount } from '../kv/layout.ts';
 import { KvPool } from '../kv/pool.ts';

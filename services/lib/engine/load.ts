@@ -202,8 +202,8 @@ class EngineLoader {
     if (onCpu && manifest.kv !== undefined && this.#work === 'both' && this.#config.prepacked === 'off') {
       throw new ServingError(
         'config_invalid',
-        `${manifest.name} has int8 KV, with which prompts and steps have a graph each, and --prepacked off would load the ` +
-          'weights twice: leave --prepacked out, or name a folder',
+        `${manifest.name} has int8 KV, with which prompts and steps have a graph each, and --prepacked off would load ` +
+          'the weights twice: leave --prepacked out, or name a folder',
       );
     }
     this.#serve(part);

@@ -150,5 +150,7 @@ const described = (
   capacity: number,
 ) =>
   `the weights take ${sizeText(weights)}, the KV pool ${slots} slots x ${capacity} tokens x ${perToken} bytes = ` +
-  `${sizeText(kv)}, ${staged > 0 ? `a slot of floats for prompts ${sizeText(staged)}, ` : ''}logits ${stepRows} slots x ${logits / 4 / stepRows} ids x 4 bytes = ${sizeText(logits)}` +
+  `${sizeText(kv)}, ` +
+  (staged > 0 ? `a slot of floats for prompts ${sizeText(staged)}, ` : '') +
+  `logits ${stepRows} slots x ${logits / 4 / stepRows} ids x 4 bytes = ${sizeText(logits)}` +
   (verify > 0 ? `, verify runs about ${sizeText(verify)}` : '');

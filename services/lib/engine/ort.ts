@@ -228,8 +228,8 @@ export class OrtSession {
   }
 
   /**
-   * Loads a graph in another structure, on the CPU. Its weights are those of `path` in their prepacked form, if asked for:
-   * the sessions that read them share one copy.
+   * Loads a graph in another structure, on the CPU. Its weights are those of `path`, in their prepacked form if that is
+   * asked for: the sessions that read them share one copy.
    * @param rewrite of the ONNX file; it may not change weights.
    * @param mayCopy whether the session may have a copy of the weights where none are prepacked.
    * @throws ServingError runtime_failed for a broken graph, or where there are no prepacked weights to share.

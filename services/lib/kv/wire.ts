@@ -4,7 +4,7 @@
  *
  *     float32       the values; exact
  *     float16       the values rounded to nearest; values beyond +-65504 become +-65504
- *     int8          a float32 scale for each vector, and the values divided by it and rounded: the largest becomes +-127
+ *     int8          a float32 scale for each vector, and the values divided by it and rounded: the largest gets +-127
  *     int8-channel  multiples of the scales of the bundle's channels, as attention reads them; exact
  *
  * All are little-endian, like every machine that the engine runs on. For int8 the scales of a row precede its values.

@@ -210,8 +210,8 @@ export function allFiles(parts: Pick<Manifest, 'llm' | 'prefill' | 'kv' | 'conte
 export type BundlePart = 'llm' | 'prefill' | 'encoder' | 'projector' | 'tokenizer';
 
 /**
- * The files of parts of a bundle; prompts may have no weights of their own, and a bundle no encoder or projector. Scales
- * of KV belong to the weights.
+ * The files of parts of a bundle; prompts may have no weights of their own, and a bundle no encoder or projector. The
+ * scales of KV belong to the weights.
  */
 export function filesOf(
   { llm, prefill, kv, context, tokenizer }: Manifest,
