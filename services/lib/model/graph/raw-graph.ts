@@ -6,7 +6,7 @@ import { type Field, field, fieldsOf, numberField } from './onnx.ts';
 
 export const MODEL_GRAPH = 7;
 export const GRAPH_NODE = 1;
-export const GRAPH_INITIALIZER = 5;
+const GRAPH_INITIALIZER = 5;
 export const GRAPH_INPUT = 11;
 export const GRAPH_OUTPUT = 12;
 const NODE_INPUT = 1;
@@ -19,7 +19,7 @@ const ATTRIBUTE_NAME = 1;
 const ATTRIBUTE_VALUE = 3;
 const ATTRIBUTE_TYPE = 20;
 const ATTRIBUTE_INT = 2;
-export const TYPE = { float32: 1, int32: 6, int64: 7 } as const;
+const TYPE = { float32: 1, int32: 6, int64: 7 } as const;
 
 export const textOf = ({ content }: Field) => Buffer.from(content).toString();
 
