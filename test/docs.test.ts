@@ -69,6 +69,7 @@ function isReachable(link: string, from: string): boolean {
 
 /** Flags of other programs that the documents quote. */
 const FOREIGN_FLAGS = [
+  '--no-deps', // pip download
   '--omit', // npm audit
   '--no-save', // npm install
   '--ignore-scripts', // npm ci

@@ -260,7 +260,7 @@ export class PrefillWorker {
 /** Whether something of the prompt may come from earlier ones: not where the logprobs of all its tokens are wanted. */
 const mayReuse = ({ promptLogprobs, promptLogprobsFrom }: PrefillJob) => promptLogprobs < 0 || promptLogprobsFrom > 0;
 
-/** The blocks of a prompt that need not be computed: of one whose logprobs are wanted, those before the first logits. */
+/** The blocks that need not be computed: of a prompt whose logprobs are wanted, those before the first logits. */
 function reusableChain(job: PrefillJob): PromptChain {
   if (!mayReuse(job)) return [];
   const chain = chainOf(job.prompt, job.cacheSalt);

@@ -44,7 +44,7 @@ export interface PromptTask {
   /** Number of the prompt within the request. */
   readonly promptIndex: number;
   readonly prompt: TokenPrompt;
-  /** The first token of the prompt whose logprob may be wanted: of a given beginning, where there is one, else of all. */
+  /** The first token of the prompt whose logprob may be wanted: that of a given beginning; 0 without one. */
   readonly reportedFrom: number;
   readonly choices: readonly Choice[];
   /** Takes the tokens of the one choice in its place, for whoever reads them. */
