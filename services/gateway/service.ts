@@ -61,9 +61,10 @@ export async function startGateway(config: GatewayConfig, parts: GatewayParts): 
     address: formatHostPort(listening.address, listening.port),
     ready: readiness.first,
     async close() {
-      await app.lastCall.over();
       // The process is killed at the full time: clients that are cut off must still be told.
-      await inflight.drain(drainTimeoutMs * 0.9);
+      const endMs = performance.now() + drainTimeoutMs * 0.9;
+      await app.lastCall.over(drainTimeoutMs * 0.9);
+      await inflight.drain(Math.max(0, endMs - performance.now()));
       closing.abort();
       // Every answer has been written; a client that keeps its connection open must not keep us.
       const linger = setTimeout(() => app.server.closeAllConnections(), drainTimeoutMs * 0.05);

@@ -208,8 +208,8 @@ class Connection {
   #next(): void {
     this.#current = undefined;
     this.#hasServed = true;
-    const next = this.#waiting.shift();
-    if (next && !this.#closing) this.#begin(next);
+    const next = this.#closing ? undefined : this.#waiting.shift(); // those of a closed connection end with it
+    if (next) this.#begin(next);
     else if (this.#serving.draining.aborted) this.#closeSoon();
     // The next request ends this timeout, as it ends the longer one that Node has set.
     else if (!this.#known) this.#socket.setTimeout(this.#serving.lingerMs);

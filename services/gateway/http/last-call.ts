@@ -8,9 +8,8 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 
 export class LastCall {
   readonly #draining: AbortSignal;
-  readonly #timely = new WeakSet<IncomingMessage>();
-  /** Requests that came since the drain began and are timely, until they are let in or over. */
-  readonly #awaited = new Set<IncomingMessage>();
+  /** Requests that are served also during a drain, until they are let in or over. */
+  readonly #timely = new Set<IncomingMessage>();
   #whenNone: (() => void)[] = [];
 
   /** @param draining aborted when the drain begins. */
@@ -20,28 +19,37 @@ export class LastCall {
 
   /** Must be called with each request as it comes. @param isKept whether its connection is an older one, not closed yet. */
   came(request: IncomingMessage, response: ServerResponse, isKept: boolean): void {
-    const isDraining = this.#draining.aborted;
-    if (isDraining && !isKept) return;
+    if (this.#draining.aborted && !isKept) return;
     this.#timely.add(request);
-    if (!isDraining) return;
-    this.#awaited.add(request);
     response.once('close', () => this.letIn(request));
   }
 
-  /** Whether a request is served also by a gateway that drains. */
+  /** Whether a request that is not let in yet is served also by a gateway that drains. */
   isTimely(request: IncomingMessage): boolean {
     return this.#timely.has(request);
   }
 
   /** A request is among those in flight, which the drain waits for. */
   letIn(request: IncomingMessage): void {
-    if (this.#awaited.delete(request) && this.#awaited.size === 0) for (const go of this.#whenNone.splice(0)) go();
+    if (this.#timely.delete(request) && this.#timely.size === 0) for (const go of this.#whenNone.splice(0)) go();
   }
 
-  /** Resolves when all that had reached this process as the drain began is let in, or over. */
-  async over(): Promise<void> {
+  /**
+   * Resolves when all that had reached this process as the drain began is let in, or over; after `timeoutMs` at the
+   * latest. Nothing is timely then: what is not let in, such as a request whose body is still on its way, is refused.
+   */
+  async over(timeoutMs: number): Promise<void> {
     await allRead();
-    if (this.#awaited.size > 0) await new Promise<void>((resolve) => this.#whenNone.push(resolve));
+    if (this.#timely.size > 0) {
+      await new Promise<void>((resolve) => {
+        const timer = setTimeout(resolve, timeoutMs);
+        this.#whenNone.push(() => {
+          clearTimeout(timer);
+          resolve();
+        });
+      });
+    }
+    this.#timely.clear();
   }
 }
 

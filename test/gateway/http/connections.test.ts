@@ -309,11 +309,46 @@ describe('a gateway that drains', () => {
     await vi.waitUntil(() => socket.bytesRead > 0);
     socket.write(completion({ stream: true }));
     draining(gateway);
-    await gateway.app.lastCall.over();
+    await gateway.app.lastCall.over(60_000);
     await gateway.inflight.drain(60_000);
     const answers = await all;
     expect(statuses(answers)).toEqual([200, 200]);
     expect(answers).toContain('data: [DONE]');
+  });
+
+  test('a request that came just before, and is not let in yet, is waited for and served', async () => {
+    const gateway = await listen();
+    const came = once(gateway.app.server, 'request');
+    const socket = open(connect(gateway.port, '127.0.0.1'));
+    const all = heard(socket);
+    const [headers, body] = completion().split(/(?<=\r\n\r\n)/);
+    socket.write(headers!);
+    await came;
+    draining(gateway);
+    let isOver = false;
+    const over = gateway.app.lastCall.over(60_000).then(() => {
+      isOver = true;
+    });
+    for (let turn = 0; turn < 10; turn++) await new Promise(setImmediate);
+    expect(isOver).toBe(false);
+    socket.write(body!);
+    await over;
+    await gateway.inflight.drain(60_000);
+    expect(statuses(await all)).toEqual([200]);
+  });
+
+  test('a request that is not let in by the end of the wait is refused', async () => {
+    const gateway = await listen();
+    const came = once(gateway.app.server, 'request');
+    const socket = open(connect(gateway.port, '127.0.0.1'));
+    const all = heard(socket);
+    const [headers, body] = completion().split(/(?<=\r\n\r\n)/);
+    socket.write(headers!);
+    await came;
+    draining(gateway);
+    await gateway.app.lastCall.over(1);
+    socket.write(body!);
+    expect(statuses(await all)).toEqual([503]);
   });
 
   test('a connection in work is closed after its answer, so that the next request goes elsewhere', async () => {
