@@ -6,7 +6,7 @@ import { type Field, field, fieldsOf, numberField } from './onnx.ts';
 
 export const MODEL_GRAPH = 7;
 export const GRAPH_NODE = 1;
-const GRAPH_INITIALIZER = 5;
+export const GRAPH_INITIALIZER = 5;
 export const GRAPH_INPUT = 11;
 export const GRAPH_OUTPUT = 12;
 const NODE_INPUT = 1;
