@@ -118,7 +118,7 @@ describe('tiny-coder', () => {
   function expectSame(found: readonly number[], expected: readonly number[]): void {
     const differing = found.filter((each, i) => each !== expected[i]);
     expect(found.every((each, i) => Math.abs(each - expected[i]!) <= 1)).toBe(true);
-    expect(differing.length / found.length).toBeLessThan(1e-3);
+    expect(differing.length / found.length).toBeLessThan(1e-2);
   }
 
   test('a prompt in parts, or after a beginning from another slot, is the whole prompt', async () => {

@@ -54,17 +54,17 @@ describe.each(['disaggregated', 'colocated', 'hybrid'] as const)('%s', (mode) =>
 test('a byte is carried for each value, and workers say what they hold', async () => {
   const system = await startTestSystem(TINY_CODER, { slots: 2, capacity: 256 }, { kv: 'int8' });
   try {
-    await streamCompletion(
-      system.url,
-      { prompt: tokens(50), max_tokens: 4, temperature: 0 },
-      AbortSignal.timeout(30_000),
-    );
     const decode = system.processes.find(({ name }) => name.startsWith('decode'))!;
-    const text = await (await fetch(`http://${decode.metricsAddress}/metrics`)).text();
-    const moved = Number(/^llavacode:kv_handoff_bytes_total(?:\{[^}]*\})? (\d+)/m.exec(text)?.[1]);
+    const metricsText = async () => (await fetch(`http://${decode.metricsAddress}/metrics`)).text();
+    const movedBytes = (text: string) =>
+      Number(/^llavacode:kv_handoff_bytes_total(?:\{[^}]*\})? (\d+)/m.exec(text)?.[1]);
+    const before = movedBytes(await metricsText());
+    const body = { prompt: tokens(50), max_tokens: 4, temperature: 0 };
+    await streamCompletion(system.url, body, AbortSignal.timeout(30_000));
+    const text = await metricsText();
     const layout = kvLayoutOf(system.bundle.manifest);
     expect(positionBytes(layout)).toBe(layout.layers * 2 * layout.kvHeads * layout.headDim);
-    expect(moved).toBe(50 * positionBytes(layout));
+    expect(movedBytes(text) - before).toBe(50 * positionBytes(layout));
     expect(text).toContain('cache_dtype="int8-channel"');
   } finally {
     await system.close();
