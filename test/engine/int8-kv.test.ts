@@ -82,15 +82,20 @@ describe('tiny-coder', () => {
   /** @param work what the session is to compute; both by default. */
   async function open(work: { readonly prompts?: boolean; readonly decodes?: boolean } = {}) {
     const { prompts = true, decodes = true } = work;
-    const { spec } = bundle.manifest.llm;
     const memory = (await openCpuKv(bundle, 3, CAPACITY, prompts)) as Int8Kv;
-    const files = new FileGuard(SILENT);
-    files.serveFrom(bundle.dir, filesOf(bundle.manifest, ['llm']));
-    const options = { threads: 1, decodes, prepacked: prepackedCache(bundle, '', SILENT, files) };
-    const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
-    const session = await DecoderSession.load(bundle.llm, shape, new KvPool(memory), options);
-    onTestFinished(() => session.dispose());
+    const { session } = await load(bundle, memory, decodes);
     return { session, memory };
+  }
+
+  async function load(of: Bundle, memory: CpuEngineKv, decodes = true) {
+    const { spec } = of.manifest.llm;
+    const files = new FileGuard(SILENT);
+    files.serveFrom(of.dir, filesOf(of.manifest, ['llm']));
+    const options = { threads: 1, decodes, prepacked: prepackedCache(of, '', SILENT, files) };
+    const shape = { vocabSize: spec.vocab, hiddenSize: spec.hidden };
+    const session = await DecoderSession.load(of.llm, shape, new KvPool(memory), options);
+    onTestFinished(() => session.dispose());
+    return { session, options };
   }
 
   /** Computes a prompt in chunks that end at these positions, with logits of its last token. */
@@ -161,12 +166,13 @@ describe('tiny-coder', () => {
   });
 
   test('verify runs give the bits of steps where floats do', async () => {
-    const { session } = await open();
-    const files = new FileGuard(SILENT);
-    files.serveFrom(bundle.dir, filesOf(bundle.manifest, ['llm']));
-    const options = { threads: 1, prepacked: prepackedCache(bundle, '', SILENT, files) };
-    const why = await session.openVerifier(bundle.llm, options);
-    expect(['this CPU computes several rows in another way than one', undefined]).toContain(why);
+    await exported('floats', { kvScales: undefined });
+    const floats = await openBundle(join(dir, 'floats'));
+    const verdictOf = async (of: Bundle) => {
+      const { session, options } = await load(of, await openCpuKv(of, 3, CAPACITY));
+      return session.openVerifier(of.llm, options);
+    };
+    expect(await verdictOf(bundle)).toBe(await verdictOf(floats));
   });
 
   test('levels cost little quality', async () => {

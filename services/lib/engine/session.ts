@@ -244,7 +244,10 @@ export class DecoderSession {
     const runs = this.#rows?.get(ids.length);
     if (runs === undefined) throw new RangeError(`no verify runs of ${ids.length} tokens`);
     this.#assertFits('a sequence', past + ids.length);
-    return this.#alone('a verify run', ids.length, () => this.#timed(ids.length, () => runs.run(slot, past, ids)));
+    return this.#alone('a verify run', ids.length, () => {
+      this.#staging?.written(slot, past);
+      return this.#timed(ids.length, () => runs.run(slot, past, ids));
+    });
   }
 
   /**
