@@ -6,7 +6,10 @@ import { text } from 'node:stream/consumers';
 import { expect, onTestFinished, test } from 'vitest';
 import { type HttpCall, sendRequest } from '../services/http-call.ts';
 
-/** @param answer is given the number of the request, from 1 on. @returns a way to send one, and the number of connections. */
+/**
+ * @param answer is given the number of the request, from 1 on.
+ * @returns a way to send one, and the number of connections.
+ */
 async function start(answer: (nth: number, ...exchange: Parameters<RequestListener>) => void) {
   let [requests, connections] = [0, 0];
   const server = createServer((request, response) => answer(++requests, request, response));

@@ -15,8 +15,8 @@ export interface Gateway {
   /** Resolves when a first generation has succeeded; never, if none does. */
   readonly ready: Promise<void>;
   /**
-   * Lets requests finish that run, or were on their way, within the drain timeout; then stops. `draining` must be aborted
-   * before.
+   * Lets requests finish that run, or were on their way, within the drain timeout; then stops. `draining` must be
+   * aborted before.
    */
   close(): Promise<void>;
 }

@@ -194,8 +194,8 @@ async function traffic({ url }: RunningSystem, apiKey: string | undefined, over:
 }
 
 /**
- * Values as promtool's tests take them. A run of equal ones takes little room: `0+0x59 1` is sixty scrapes at 0, and one
- * at 1; `_x2` is two scrapes without a value.
+ * Values as promtool's tests take them. A run of equal ones takes little room: `0+0x59 1` is sixty scrapes at 0, and
+ * one at 1; `_x2` is two scrapes without a value.
  */
 function notation(values: readonly (number | null)[]): string {
   const runs: { readonly value: number | null; times: number }[] = [];

@@ -17,7 +17,10 @@ export class LastCall {
     this.#draining = draining;
   }
 
-  /** Must be called with each request as it comes. @param isKept whether its connection is an older one, not closed yet. */
+  /**
+   * Must be called with each request as it comes.
+   * @param isKept whether its connection is an older one, not closed yet.
+   */
   came(request: IncomingMessage, response: ServerResponse, isKept: boolean): void {
     if (this.#draining.aborted && !isKept) return;
     this.#timely.add(request);

@@ -1,11 +1,11 @@
 /**
  * Graphs with 32-bit KV, made of a decoder graph whose KV lies in int8 (decoder.ts).
  *
- * Attention of a decode step takes a tenth to a fifth less CPU time with int8 KV than with floats. That of a prompt chunk
- * takes four times as much (ONNX Runtime 1.30 on AVX2; docs/adr/0008), because its kernel widens each value again for
- * every query. So chunks are computed by the *prompt graph*: attention over floats, after keys and values have been
- * rounded to multiples of their scales. A chunk then attends to the same numbers whether it computed them itself or they
- * were widened from a slot: neither how a prompt is divided matters, nor how much of it was computed before.
+ * Attention of a decode step takes a tenth to a fifth less CPU time with int8 KV than with floats. That of a prompt
+ * chunk takes four times as much (ONNX Runtime 1.30 on AVX2; docs/adr/0008), because its kernel widens each value again
+ * for every query. So chunks are computed by the *prompt graph*: attention over floats, after keys and values have been
+ * rounded to multiples of their scales. A chunk then attends to the same numbers whether it computed them itself or
+ * they were widened from a slot: neither how a prompt is divided matters, nor how much of it was computed before.
  *
  * Inputs and outputs of the prompt graph are those of the decoder graph with batch 1, except that `past` and `present`
  * are float32, that `first_position` int64 [1] says the position of the first token, and that scales have the shape

@@ -1,6 +1,6 @@
 /**
- * A decoder graph as it lies on disk, written by us or by ONNX Runtime, for changes of its structure. What a change does
- * not know stays byte for byte. Field numbers and enumerations are those of onnx.proto.
+ * A decoder graph as it lies on disk, written by us or by ONNX Runtime, for changes of its structure. What a change
+ * does not know stays byte for byte. Field numbers and enumerations are those of onnx.proto.
  */
 import { type Field, field, fieldsOf, numberField } from './onnx.ts';
 

@@ -204,9 +204,9 @@ interface Compared {
 }
 
 /**
- * Whether hardly any chunk that was not compared is among the best. Where those that seem best are compared, their number
- * tells. Where a search leaves many of them out, the best of the others are in the midst of many that are nearly as
- * good: then none with a lower estimate may reach the hits, by {@link SURE} errors of an estimate.
+ * Whether hardly any chunk that was not compared is among the best. Where those that seem best are compared, their
+ * number tells. Where a search leaves many of them out, the best of the others are in the midst of many that are nearly
+ * as good: then none with a lower estimate may reach the hits, by {@link SURE} errors of an estimate.
  * @param reached product of those with the lowest estimate so far.
  */
 function isEnough({ best, leftOut, count, squares }: Compared, wanted: number, reached: number): boolean {
