@@ -49,9 +49,10 @@ export class Turns {
 /**
  * Runs work to its end in turns, and returns what it returns.
  * @param steps yields between two pieces of the work.
- * @throws whatever the work throws; the signal's reason.
+ * @throws whatever the work throws; the signal's reason, also where it was given up before it began.
  */
 export async function inTurns<T>(steps: Generator<unknown, T>, signal?: AbortSignal): Promise<T> {
+  signal?.throwIfAborted();
   const turns = new Turns();
   const given: Generator<unknown, unknown> = steps;
   try {
