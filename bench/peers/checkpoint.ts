@@ -8,6 +8,7 @@ import { writeSafetensors } from '../../services/lib/model/checkpoint/safetensor
 import type { DecoderSpec } from '../../services/lib/model/checkpoint/spec.ts';
 import { synthesize } from '../../services/lib/model/checkpoint/synth.ts';
 import { makeFolder } from '../../services/lib/process/os-errors.ts';
+import { transformersConfig } from '../harness/transformers-config.ts';
 
 const CLASSES = { qwen2: 'Qwen2ForCausalLM', llama: 'LlamaForCausalLM', qwen3: 'Qwen3ForCausalLM' } as const;
 
@@ -44,19 +45,8 @@ export async function writeCheckpoint(shape: string, seed: number, to: string): 
 
 const configOf = (spec: DecoderSpec) => ({
   architectures: [CLASSES[spec.architecture]],
-  model_type: spec.architecture,
-  hidden_size: spec.hidden,
-  num_hidden_layers: spec.layers,
-  num_attention_heads: spec.heads,
-  num_key_value_heads: spec.kvHeads,
-  head_dim: spec.headDim,
-  intermediate_size: spec.intermediate,
-  vocab_size: spec.vocab,
-  max_position_embeddings: spec.maxPositions,
-  rms_norm_eps: spec.normEps,
-  rope_theta: spec.ropeTheta,
+  ...transformersConfig(spec),
   hidden_act: 'silu',
-  tie_word_embeddings: spec.tied,
   eos_token_id: spec.eosIds,
   torch_dtype: 'bfloat16',
 });

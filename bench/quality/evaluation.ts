@@ -190,7 +190,7 @@ export class Evaluation {
     const { client, fingerprint } = this.#parts;
     const done = await client.complete({ ...prompt, max_tokens: this.#settings.maxTokens, temperature: 0 });
     assertFound(done, context);
-    // Of the same salt: TTFT is measured, and the KV that was computed for it serves here.
+    // It has the same salt: TTFT has been measured, and the KV that was computed for it serves here.
     const forced = await client.logprobs({ ...prompt, completion_prefix: sample.target });
     assertServes(forced.fingerprint, fingerprint);
     const logprobs = forced.logprobs.filter((logprob) => logprob !== null);

@@ -7,6 +7,7 @@ import { z } from 'zod';
 import type { DecoderSpec } from '../../services/lib/model/checkpoint/spec.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
+import { transformersConfig } from '../harness/transformers-config.ts';
 import type { TrainingBenchOptions } from './command.ts';
 
 const SCRIPT = join(PACKAGE_ROOT, 'bench', 'training', 'pytorch-step.py');
@@ -17,24 +18,6 @@ const KEPT_CHARACTERS = 2000;
 
 const answerSchema = z.object({ peakBytes: z.number().positive(), version: z.string() });
 const passSchema = answerSchema.extend({ seconds: z.number().positive(), cpuSeconds: z.number().positive() });
-
-/** The model as transformers describes it. */
-function configOf(spec: DecoderSpec) {
-  return {
-    model_type: spec.architecture,
-    num_hidden_layers: spec.layers,
-    hidden_size: spec.hidden,
-    num_attention_heads: spec.heads,
-    num_key_value_heads: spec.kvHeads,
-    head_dim: spec.headDim,
-    intermediate_size: spec.intermediate,
-    vocab_size: spec.vocab,
-    max_position_embeddings: spec.maxPositions,
-    rms_norm_eps: spec.normEps,
-    rope_theta: spec.ropeTheta,
-    tie_word_embeddings: spec.tied,
-  };
-}
 
 export class PytorchPasses {
   readonly #child: ChildProcessWithoutNullStreams;
@@ -66,7 +49,7 @@ export class PytorchPasses {
     { prompt, target, soft, threads }: Pick<TrainingBenchOptions, 'target' | 'soft' | 'threads'> & { prompt: number },
   ): Promise<PytorchPasses> {
     const numbers = [prompt, target, soft, threads].map(String);
-    const passes = new PytorchPasses(python, [JSON.stringify(configOf(spec)), ...numbers]);
+    const passes = new PytorchPasses(python, [JSON.stringify(transformersConfig(spec)), ...numbers]);
     try {
       await passes.#answer(answerSchema);
       return passes;
