@@ -28,13 +28,21 @@ export interface Reembedded {
   readonly left: number;
 }
 
-/** Chunks of one call that does not rest, and chunks that are encoded between two rests. */
+/** Chunks of one call that does not rest, and chunks that it encodes at a time. */
 const CALL_CHUNKS = 512;
 const BATCH = 64;
+/** Chunks that are encoded between two rests: a request that comes meanwhile shares the machine until they are done. */
+const PACED_BATCH = 2;
 const LOCK_TTL_MS = 15_000;
 
-/** Chunks of one call, so that one that rests takes about as long as one that does not: its caller waits for it. */
-const chunksOfCall = (share: number) => Math.max(BATCH, Math.floor((CALL_CHUNKS * share) / BATCH) * BATCH);
+/**
+ * Chunks of one call and of a piece of it. A call that rests has fewer, so that it takes about as long as one that does
+ * not: its caller waits for it.
+ */
+function sizesOf(share: number): { chunksOfCall: number; batch: number } {
+  if (share >= 1) return { chunksOfCall: CALL_CHUNKS, batch: BATCH };
+  return { chunksOfCall: Math.max(BATCH, Math.floor(CALL_CHUNKS * share)), batch: PACED_BATCH };
+}
 
 /**
  * Brings the side index closer to the repository's own index as it is now, and publishes it when nothing is left. Where
@@ -64,11 +72,12 @@ export async function reembed(job: Reembedding): Promise<Reembedded> {
       const stored = await writer.stored(encoder.fingerprint);
       return [...new Set(ids)].filter((id) => !stored.has(id));
     }, signal);
-    const now = missing.slice(0, chunksOfCall(paced.share));
-    for (let start = 0; start < now.length; start += BATCH) {
+    const { chunksOfCall, batch: size } = sizesOf(paced.share);
+    const now = missing.slice(0, chunksOfCall);
+    for (let start = 0; start < now.length; start += size) {
       signal?.throwIfAborted();
       if (await isGone()) return { embedded, left: 0 };
-      const batch = now.slice(start, start + BATCH);
+      const batch = now.slice(start, start + size);
       await paced.run(() => encodeInto(writer, job, own.head, batch), signal);
       embedded += batch.length;
     }

@@ -41,8 +41,9 @@ export const INDEXER_SETTINGS = {
   reembedShare: whole(5, 100)
     .default(100)
     .describe(
-      'share of the time, in percent, in which chunks are encoded anew for the candidate of a rollout: the indexer rests ' +
-        'for what is left, so that what else runs on its machine finds the CPU and its caches free',
+      'largest share of the time, in percent, in which chunks are encoded anew for the candidate of a rollout: below 100 ' +
+        'two at a time, which wait up to 1 s until others have less than half of the cores, and then the indexer rests, ' +
+        'so that what else runs on its machine finds the CPU and its caches free',
     ),
 };
 export type IndexerConfig = ConfigOf<typeof INDEXER_SETTINGS>;

@@ -1,11 +1,31 @@
 /** The pacing of background work, by a clock of the test. */
-import { expect, test } from 'vitest';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { expect, onTestFinished, test } from 'vitest';
 import { Paced } from '../../services/lib/async/paced.ts';
 
-/** Time passes when work takes it or when somebody sleeps. */
+/** A program that keeps every core busy, and says when all its threads run. */
+const SPIN_ALL_CORES = `
+  const { Worker } = require('node:worker_threads');
+  const spin = "require('node:worker_threads').parentPort.postMessage(0); for (;;);";
+  let left = require('node:os').availableParallelism();
+  for (let i = left; i > 0; i--) new Worker(spin, { eval: true }).once('message', () => --left || console.log('spinning'));
+`;
+/** Longest wait of a piece for an idle machine. */
+const LONGEST_WAIT_MS = 1_000;
+/** Time between the two looks at the machine that every piece begins with. */
+const LOOK_MS = 10;
+
+/** Time passes when work takes it or when somebody sleeps. Looks at the machine are not counted as rests. */
 class TestClock {
   atMs = 0;
   readonly rests: number[] = [];
+  /** Whether others use the machine at this time, in ms. */
+  busyAt = (_atMs: number) => false;
+
+  isBusy(): boolean {
+    return this.busyAt(this.atMs);
+  }
 
   now(): number {
     return this.atMs;
@@ -13,8 +33,8 @@ class TestClock {
 
   async sleep(ms: number, signal?: AbortSignal): Promise<void> {
     signal?.throwIfAborted();
-    this.rests.push(ms);
     this.atMs += ms;
+    if (ms !== LOOK_MS) this.rests.push(ms);
   }
 
   /** Work that takes so long, in ms. */
@@ -29,7 +49,7 @@ test('a piece is followed by as long a rest as its share asks for', async () => 
   const paced = new Paced(0.1, clock);
   for (const ms of [100, 50, 1]) expect(await paced.run(clock.work(ms))).toBe(ms);
   expect(clock.rests).toEqual([900, 450]);
-  expect(clock.atMs).toBe(100 + 900 + 50 + 450 + 1);
+  expect(clock.atMs).toBe(100 + 900 + 50 + 450 + 1 + 3 * LOOK_MS);
 });
 
 test('time in which nothing was asked for counts as rest', async () => {
@@ -94,6 +114,45 @@ test('a signal ends a rest with its reason, and a piece that has not begun does 
   await expect(waiting).rejects.toThrow('draining');
   await expect(paced.run(async () => {}, draining.signal)).rejects.toThrow('draining');
   expect(ran).toBe(false);
+});
+
+test('a piece begins when the machine has been idle for two looks, and one that waits too long begins anyway', async () => {
+  const clock = new TestClock();
+  const paced = new Paced(0.5, clock);
+  const beganMs: number[] = [];
+  const piece = () => paced.run(async () => void beganMs.push(clock.atMs));
+  clock.busyAt = (atMs) => atMs < 40 || atMs === 50;
+  await piece();
+  clock.busyAt = () => true;
+  await piece();
+  expect(beganMs).toEqual([70, 70 + 1_000]);
+});
+
+test('a signal ends the wait for an idle machine', async () => {
+  const clock = new TestClock();
+  clock.busyAt = () => true;
+  const draining = new AbortController();
+  const sleep = clock.sleep.bind(clock);
+  clock.sleep = async (ms, signal) => {
+    await sleep(ms, signal);
+    if (clock.atMs >= 100) draining.abort(new Error('draining'));
+  };
+  const waiting = new Paced(0.5, clock).run(async () => {}, draining.signal);
+  await expect(waiting).rejects.toThrow('draining');
+  expect(clock.atMs).toBe(100);
+});
+
+test('the machine is busy while others use half of its cores', async () => {
+  const paced = new Paced(0.5);
+  const spinning = spawn(process.execPath, ['-e', SPIN_ALL_CORES]);
+  onTestFinished(() => void spinning.kill('SIGKILL'));
+  await once(spinning.stdout, 'data');
+  const beganMs = performance.now();
+  let tookMs = 0;
+  await paced.run(async () => {
+    tookMs = performance.now() - beganMs;
+  });
+  expect(tookMs).toBeGreaterThanOrEqual(LONGEST_WAIT_MS);
 });
 
 test('one piece that took very long is followed by a minute at most', async () => {
