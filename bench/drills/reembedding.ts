@@ -20,7 +20,7 @@ import { askRollout, rolloutReached } from './upgrade.ts';
 const CHUNKS = 10_000;
 const ROUNDS = 10;
 /** The largest share of the time in which chunks are encoded, in percent: `--reembed-share` of the candidate's indexer. */
-export const REEMBED_SHARE = 50;
+export const REEMBED_SHARE = 75;
 /** Longest time of one round, in ms: the work steps back behind everything else of the machine. */
 const ROUND_PATIENCE_MS = 600_000;
 /** Pause between two looks at how far the work is, in ms: a look costs both gateways some reads of their store. */

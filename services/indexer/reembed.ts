@@ -32,7 +32,7 @@ export interface Reembedded {
 const CALL_CHUNKS = 512;
 const BATCH = 64;
 /** Chunks that are encoded between two rests: a request that comes meanwhile shares the machine until they are done. */
-const PACED_BATCH = 2;
+const PACED_BATCH = 4;
 const LOCK_TTL_MS = 15_000;
 
 /**

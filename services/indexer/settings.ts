@@ -42,7 +42,7 @@ export const INDEXER_SETTINGS = {
     .default(100)
     .describe(
       'largest share of the time, in percent, in which chunks are encoded anew for the candidate of a rollout: below 100 ' +
-        'two at a time, which wait up to 1 s until others have less than half of the cores, and then the indexer rests, ' +
+        'four at a time, which wait up to 1 s until others have less than half of the cores, and then the indexer rests, ' +
         'so that what else runs on its machine finds the CPU and its caches free',
     ),
 };

@@ -118,8 +118,8 @@ test('paced work encodes fewer chunks a call and rests between its pieces, and m
     calls.push(call.embedded);
   }
   expect(calls).toEqual([128, 128, chunks - 256]);
-  // Every two chunks take 100 ms, reading and publishing none, and each of these pieces 10 ms to see an idle machine.
-  expect(beganMs).toHaveLength(Math.ceil(chunks / 2));
+  // Every four chunks take 100 ms, reading and publishing none, and each of these pieces 10 ms to see an idle machine.
+  expect(beganMs).toHaveLength(Math.ceil(chunks / 4));
   expect(restedMs).toBe(300 * beganMs.length + 10 * (beganMs.length + calls.length + 1));
   expect((await readBy(store, 'next')).head).toMatchObject({ fingerprint: 'next', chunks });
 });
