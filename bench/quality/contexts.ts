@@ -6,6 +6,7 @@ import { createHash } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { posix } from 'node:path';
 import { bearer, sendRequest } from '../../services/http-call.ts';
+import { treeSources } from '../../services/indexer/sources.ts';
 import { treeIndexer } from '../../services/indexer/tree-indexer.ts';
 import { atPath } from '../../services/lib/process/os-errors.ts';
 import { GatewayTarget } from '../../services/repo-client.ts';
@@ -44,6 +45,8 @@ export class Contexts {
   readonly #repositories: string | undefined;
   /** Versions of the indexes of whole repositories, by their names. */
   readonly #indexed = new Map<string, string>();
+  /** Digests of whole repositories, by the names of their folders. */
+  readonly #contents = new Map<string, Promise<string>>();
 
   /** @param repositories folder of whole repositories; undefined where the benchmark's chunks are indexed. */
   constructor(system: System, repositories: string | undefined) {
@@ -69,6 +72,19 @@ export class Contexts {
     } finally {
       await this.#remove(repo);
     }
+  }
+
+  /**
+   * A digest of what the index of a sample's repository is made of: paths and texts of the files that are indexed, in
+   * hex. Each repository is read once. '' where the chunks of the sample are indexed, which it holds itself.
+   * @throws ServingError sample_invalid, path_unusable; invalid_request where there is no such folder.
+   */
+  async contentOf({ repository = '', name }: Sample): Promise<string> {
+    if (this.#repositories === undefined) return '';
+    const dir = within(this.#repositories, repository, '', name);
+    const known = this.#contents.get(dir) ?? contentOfTree(dir);
+    this.#contents.set(dir, known);
+    return known;
   }
 
   /** Removes the indexes of whole repositories. */
@@ -99,7 +115,7 @@ export class Contexts {
     let version = '';
     const index = treeIndexer(
       dir,
-      {},
+      WHOLE_TREE,
       {
         files: () => target.files(),
         index: async (sources) => {
@@ -136,6 +152,16 @@ export class Contexts {
     } catch {}
   }
 }
+
+async function contentOfTree(dir: string): Promise<string> {
+  const digest = createHash('sha256');
+  const sources = await treeSources(dir, WHOLE_TREE);
+  for (const path of sources.paths) digest.update(JSON.stringify([path, await sources.read(path)]));
+  return digest.digest('hex');
+}
+
+/** As a repository is indexed: with the indexer's own choice of files. */
+const WHOLE_TREE = {};
 
 /** Time that the removal of an index may take, in ms. */
 const REMOVAL_MS = 30_000;

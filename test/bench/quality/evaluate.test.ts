@@ -1,9 +1,13 @@
 /** `llavacode evaluate` as a process of its own, on a real system with the model that ships. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdir, readFile, writeFile } from 'node:fs/promises';
+import { cp, mkdir, readFile, writeFile } from 'node:fs/promises';
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
-import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from 'vitest';
+import { json } from 'node:stream/consumers';
+import { afterAll, afterEach, beforeAll, describe, expect, it, onTestFinished, vi } from 'vitest';
+import { verdictOf } from '../../../bench/quality/measure.ts';
 import type { QualityResult } from '../../../bench/quality/result.ts';
 import { PACKAGE_ROOT } from '../../../services/lib/process/package-root.ts';
 import { benchmarkText, FILES, REPOSITORY } from '../../support/benchmark-rows.ts';
@@ -69,6 +73,28 @@ const withoutTimes = ({ figures, comparisons, samples }: QualityResult) => ({
   })),
 });
 
+const KEY = 'sk-of-the-test';
+
+/** A server of OpenAI's API that answers every chat alike, and notes what it was asked. */
+async function summariser() {
+  const keyFile = join(dir, 'key');
+  await writeFile(keyFile, `${KEY}\n`);
+  const asked: { path: string | undefined; key: string | undefined; model: unknown }[] = [];
+  const server = createServer(async (request, response) => {
+    const { url: path, method, headers } = request;
+    const body = method === 'POST' ? ((await json(request)) as { model?: string; messages: unknown[] }) : undefined;
+    asked.push({ path, key: headers.authorization, model: body?.model });
+    const answer =
+      body === undefined
+        ? { data: [{ id: 'first-model' }, { id: 'other-model' }] }
+        : { choices: [{ message: { role: 'assistant', content: 'rounds prices, and reserves items of the stock' } }] };
+    response.setHeader('content-type', 'application/json').end(JSON.stringify(answer));
+  });
+  await once(server.listen(0, '127.0.0.1'), 'listening');
+  onTestFinished(() => void server.close());
+  return { url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`, keyFile, asked };
+}
+
 describe('an evaluation', () => {
   it('that is killed twice ends with the figures of one that was not, and its gate decides the exit code', {
     timeout: TIMEOUT_MS,
@@ -101,11 +127,13 @@ describe('an evaluation', () => {
       ['compressed', 'off'],
       ['off', 'compressed'],
     ]) {
-      const gate = ['--gate-arm', arm!, '--require-better-than', against!];
+      const gate = ['--gate-arm', arm!, '--require-better-than', against!, '--gate-by', 'es'];
       const { code, output, errors } = await onSystem('killed', ...benchmark('cceval'), ...gate).exit;
       const { gate: found } = await resultOf('killed');
-      expect(code).toBe(found!.passed ? 0 : 1);
-      if (!found!.passed) expect(errors).toContain(`${arm} is not better than ${against}`);
+      expect(found!.by).toBe('es');
+      const verdict = verdictOf(found!);
+      expect(code).toBe(verdict === 'better' ? 0 : 1);
+      if (verdict !== 'better') expect(errors).toContain(`--require-better-than ${against}: ${arm} is ${verdict}`);
       gates.push(code);
       const table = (text: string) => text.slice(text.indexOf('| Benchmark'), text.indexOf('- 5 of 5'));
       expect(table(output)).toBe(table(ended.output)); // nothing was asked for again, times included
@@ -120,7 +148,9 @@ describe('an evaluation', () => {
   }, async () => {
     const index = ['--context', 'index', '--repositories', join(dir, 'repositories'), '--samples', '2'];
     const all = 'off,text,mixed,compressed,compressed-files,pruned,summary,typed';
-    const arms = ['--arms', all, '--text-chunks', '1', '--retrievers', 'bm25'];
+    const { url, keyFile, asked } = await summariser();
+    const summaries = ['--summarizer', `${url}/v1/`, '--summarizer-key-file', keyFile];
+    const arms = ['--arms', all, '--text-chunks', '1', '--retrievers', 'bm25', ...summaries];
     const { code, errors } = await onSystem('index', ...benchmark('repoeval'), ...index, ...arms).exit;
     expect([code, errors]).toEqual([0, expect.anything()]);
     const { samples } = await resultOf('index');
@@ -146,6 +176,54 @@ describe('an evaluation', () => {
     }
     const left = (await (await fetch(`${system.url}/v1/repos`)).json()) as { data: { repo: string }[] };
     expect(left.data.map(({ repo }) => repo)).not.toContain('shop-evaluated');
+
+    // The summariser has its key, and the model that it names first; what it writes is cut to the budget.
+    expect(asked.map(({ key }) => key)).toEqual(asked.map(() => `Bearer ${KEY}`));
+    const chats = asked.filter(({ path }) => path === '/v1/chat/completions');
+    expect(chats.length).toBeGreaterThan(0);
+    expect(chats.map(({ model }) => model)).toEqual(chats.map(() => 'first-model'));
+    expect(samples[0]!.answers['summary']!.rewritten).toMatch(/^rounds prices/);
+
+    // Answers are kept for the repository, and the model of summaries, that they were made with.
+    const kept = join(dir, 'index', 'evaluate', 'evaluate.answers.jsonl');
+    const made = async (...options: string[]) => {
+      const before = await lines(kept);
+      const { code, errors } = await onSystem('index', ...benchmark('repoeval'), ...index, ...arms, ...options).exit;
+      expect([code, errors]).toEqual([0, expect.anything()]);
+      return (await lines(kept)) - before;
+    };
+    await cp(join(dir, 'repositories'), join(dir, 'moved'), { recursive: true });
+    expect(await made('--repositories', join(dir, 'moved'))).toBe(0);
+    await writeFile(join(dir, 'moved', REPOSITORY, 'stock.py'), `${FILES['stock.py']}\ndef restock(item): ...\n`);
+    const [others, searched] = [['--repositories', join(dir, 'moved')], 2 * (all.split(',').length - 1)];
+    expect(await made(...others)).toBe(searched); // all but the arm without context
+    expect(await made(...others)).toBe(0);
+    expect(await made(...others, '--summarizer-model', 'other-model')).toBe(2);
+    expect(asked.at(-1)).toMatchObject({ path: '/v1/chat/completions', model: 'other-model' });
+  });
+
+  it("gives rewriters the chunks in the retriever's order, whatever order the benchmark has", {
+    timeout: TIMEOUT_MS,
+  }, async () => {
+    const arms = ['--arms', 'off,text,typed', '--samples', '2'];
+    const rows = benchmarkText('cceval').trimEnd().split('\n');
+    const reversed = rows.map((row) => {
+      const { crossfile_context: context, ...rest } = JSON.parse(row);
+      return JSON.stringify({ ...rest, crossfile_context: { ...context, list: context.list.toReversed() } });
+    });
+    await writeFile(join(dir, 'reversed.jsonl'), reversed.map((row) => `${row}\n`).join(''));
+    const rewritten: (string | null)[][] = [];
+    for (const name of ['cceval', 'reversed']) {
+      const { code, errors } = await onSystem(`order-${name}`, ...benchmark(name), ...arms).exit;
+      expect([code, errors]).toEqual([0, expect.anything()]);
+      const { samples } = await resultOf(`order-${name}`);
+      rewritten.push(samples.map(({ answers }) => answers['typed']!.rewritten));
+      const first = { 'money.py': /^[^\n]*round_price/, 'stock.py': /^[^\n]*reserve_item/ } as Record<string, RegExp>;
+      for (const { answers } of samples) {
+        expect(answers['typed']!.rewritten).toMatch(first[answers['text']!.chunks[0]!.path]!);
+      }
+    }
+    expect(rewritten[1]).toEqual(rewritten[0]);
   });
 
   it("starts a system of its own where no other is named, and takes the authors' fields for rewritten context", {
@@ -164,6 +242,7 @@ describe('an evaluation', () => {
     [['--prompt-tokens', '100000'], /config_invalid: --prompt-tokens 100000, .*and the system holds \d+/],
     [['--require-better-than', 'typed'], /config_invalid: --require-better-than typed is not among the arms/],
     [['--arms', 'zip'], /sample_invalid: .*cceval\.jsonl:1: the arm zip needs the field/],
+    [['--arms', 'summary'], /config_invalid: --arms summary: the bundle .* has no chat_template.*--summarizer/],
     [['--arms', 'soft'], /soft must be one of off, text, mixed, compressed/],
     [['--arms', 'compressed-files'], /config_invalid: --arms compressed-files: .*--context index/],
     [['--beside', 'nowhere.json'], /--beside nowhere\.json/],
