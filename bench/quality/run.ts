@@ -50,8 +50,7 @@ export async function runEvaluate(options: EvaluateOptions): Promise<Artifact<Qu
   assertArms(options, specs, model);
   const benchmark = await Benchmark.open(options, (text) => model.tokenizer.encode(text).length, signal);
   const beside = await rungsBeside(options.beside, benchmark.survey, options);
-  const { apiKeyFile: _, summarizerKeyFile: __, beside: ___, ...settings } = options;
-  const plan = { models: [model], settings };
+  const plan = { models: [model], settings: settingsOf(options, model) };
   const artifact = await run(QUALITY, options, plan, (onProgress) =>
     withSystem(options, model, signal, (url) =>
       evaluate({ options, model, specs, benchmark, beside, url, signal, onProgress }),
@@ -66,6 +65,21 @@ export async function runEvaluate(options: EvaluateOptions): Promise<Artifact<Qu
     process.exitCode = 1;
   }
   return artifact;
+}
+
+/**
+ * The options that a run depends on, for its artifact: a ready bundle has a precision of its own, and a running system
+ * its own cores and room.
+ */
+function settingsOf(options: EvaluateOptions, { bundle }: Pick<BenchModel, 'bundle'>): object {
+  const { apiKeyFile: _, summarizerKeyFile: __, beside: ___, ...all } = options;
+  const { precision, prefillPrecision, cores, slots, capacity, ...always } = all;
+  const isMade = resolve(onlyModel(options)) !== bundle;
+  return {
+    ...always,
+    ...(isMade && { precision, prefillPrecision }),
+    ...(options.url === undefined && { cores, slots, capacity }),
+  };
 }
 
 /** @throws ServingError config_invalid for arms that the bundle or the options do not allow. */

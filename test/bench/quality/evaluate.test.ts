@@ -9,6 +9,7 @@ import { json } from 'node:stream/consumers';
 import { afterAll, afterEach, beforeAll, describe, expect, it, onTestFinished, vi } from 'vitest';
 import { verdictOf } from '../../../bench/quality/measure.ts';
 import type { QualityResult } from '../../../bench/quality/result.ts';
+import type { Artifact } from '../../../bench/report/artifact.ts';
 import { PACKAGE_ROOT } from '../../../services/lib/process/package-root.ts';
 import { benchmarkText, FILES, REPOSITORY } from '../../support/benchmark-rows.ts';
 import { temporaryFolder } from '../../support/models.ts';
@@ -57,9 +58,10 @@ function start(name: string, ...options: string[]) {
 const onSystem = (name: string, ...options: string[]) => start(name, '--url', system.url, ...options);
 const benchmark = (format: string) => ['--benchmark', join(dir, `${format}.jsonl`)];
 
-async function resultOf(name: string): Promise<QualityResult> {
-  return JSON.parse(await readFile(join(dir, name, 'evaluate.json'), 'utf8')).result;
+async function artifactOf(name: string): Promise<Artifact<QualityResult>> {
+  return JSON.parse(await readFile(join(dir, name, 'evaluate.json'), 'utf8'));
 }
+const resultOf = async (name: string) => (await artifactOf(name)).result;
 
 const lines = async (file: string) => (await readFile(file, 'utf8').catch(() => '')).split('\n').length - 1;
 
@@ -174,6 +176,9 @@ describe('an evaluation', () => {
         expect(promptTokens - answers['off']!.promptTokens).toBeLessThanOrEqual(16);
       }
     }
+    const { settings } = await artifactOf('index');
+    expect(settings).toMatchObject({ topK: 10, context: 'index' });
+    for (const name of ['capacity', 'slots', 'summarizer', 'summarizerKeyFile']) expect(settings).not.toHaveProperty(name);
     const left = (await (await fetch(`${system.url}/v1/repos`)).json()) as { data: { repo: string }[] };
     expect(left.data.map(({ repo }) => repo)).not.toContain('shop-evaluated');
 
@@ -234,6 +239,9 @@ describe('an evaluation', () => {
     expect([code, errors]).toEqual([0, expect.anything()]);
     const [sample] = (await resultOf('own')).samples;
     expect(sample!.answers['compressed']!.softTokens).toBe(2);
+    const { settings } = await artifactOf('own');
+    expect(settings).toMatchObject({ capacity: 1024, slots: 8, topK: 10 });
+    expect(settings).not.toHaveProperty('precision'); // the bundle has one
     expect(sample!.answers['zip']!.rewritten).toBe('def round_price reserve_item');
     expect(sample!.answers['given-summary']!.rewritten).toBe('rounds prices');
   });
