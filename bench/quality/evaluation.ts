@@ -111,7 +111,7 @@ export class Evaluation {
   /**
    * @param index decides which arm comes first, so that no arm is always the one after an upload
    * @returns the sample with its answers; what CodeBLEU counts of them, in the order of the arms; how many were asked
-   *   for now, rather than kept from before
+   *   for now, rather than kept from before; how many were scored though the code before them could not be parsed
    * @throws ServingError of the system, with the sample's name; the signal's reason.
    */
   async complete(sample: WholeSample, index: number) {
@@ -124,6 +124,7 @@ export class Evaluation {
       result: resultOf(sample, kept, scored),
       counts: scored.map(({ counts }): CodeBleuCounts => counts),
       asked: missing.length,
+      unparsed: scored.filter(({ isUnparsed }) => isUnparsed).length,
     };
   }
 

@@ -200,7 +200,8 @@ function judged({ low, high }: Estimate, goal: number): string {
 const sharePercent = ({ mean, low, high }: Estimate) => `${percent(mean)} [${percent(low)}, ${percent(high)}]`;
 
 /** What a reader must know of the samples, so that nothing is left out silently. */
-function notes({ survey, codeBleuVariant, figures, samples, model, encoder, summarizerModel }: QualityResult): string {
+function notes(result: QualityResult): string {
+  const { survey, codeBleuVariant, figures, samples, model, encoder, summarizerModel, unparsed = 0 } = result;
   const { format, language, taken, unread, repeatedIds, withoutChunks, digest } = survey;
   const cut = samples.filter(({ given, indexed }) => given !== indexed).length;
   const lacking = figures.flatMap(({ arm, degraded }) =>
@@ -215,6 +216,7 @@ function notes({ survey, codeBleuVariant, figures, samples, model, encoder, summ
     repeatedIds > 0 ? `${repeatedIds} samples have the task id of an earlier one` : '',
     withoutChunks > 0 && format !== 'repoeval' ? `${withoutChunks} samples of the benchmark have no chunks` : '',
     cut > 0 ? `The system made other chunks than the benchmark gives of ${cut} samples` : '',
+    unparsed > 0 ? `${unparsed} answers may not be cut to one statement: the code before them takes too long to parse` : '',
     lacking.length > 0 ? `Answers that lacked context: ${lacking.join(', ')}` : '',
   ];
   return said

@@ -160,6 +160,8 @@ export interface QualityResult {
   readonly summarizerModel?: string;
   /** Rungs of earlier runs on the same samples. */
   readonly beside?: readonly Rung[];
+  /** Answers that were not cut to one statement, because the code before them takes too long to parse. */
+  readonly unparsed?: number;
   /** Name of the benchmark's file or folder. */
   readonly benchmark: string;
   readonly survey: Survey;

@@ -202,6 +202,7 @@ async function evaluate(task: Task): Promise<QualityResult> {
     const evaluation = new Evaluation(all, options, specs);
     const samples: SampleResult[] = [];
     const counts: CodeBleuCounts[][] = specs.map(() => []);
+    let unparsed = 0;
     const pace = new Pace(survey.taken, onProgress);
     for await (const read of benchmark.read()) {
       signal.throwIfAborted();
@@ -209,6 +210,7 @@ async function evaluate(task: Task): Promise<QualityResult> {
       const done = await evaluation.complete(sample, samples.length);
       samples.push(done.result);
       for (const [i, one] of done.counts.entries()) counts[i]!.push(one);
+      unparsed += done.unparsed;
       pace.done(done.asked > 0);
     }
     onProgress('computing figures', true);
@@ -220,6 +222,7 @@ async function evaluate(task: Task): Promise<QualityResult> {
       ...(softPerChunk > 1 && { softPerChunk }),
       ...(summarizer.model !== undefined && { summarizerModel: summarizer.model }),
       ...(beside.length > 0 && { beside }),
+      ...(unparsed > 0 && { unparsed }),
       benchmark: basename(resolve(options.benchmark)),
       survey,
       arms: specs,
