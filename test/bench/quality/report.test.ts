@@ -142,6 +142,10 @@ describe('the report', () => {
     expect(markdown).toContain('Answers that lacked context: 1 × over_budget in text');
     expect(markdown).toContain('Gate: compressed is not shown to be better than off: CE differs by');
     expect(markdown).not.toContain('As Table 12');
+    expect(markdown).not.toContain('cut to one statement');
+    const unparsed = QUALITY.report({ result: { ...qualityResult(), unparsed: 3, summarizerModel: 'small' } }).markdown;
+    expect(unparsed).toContain('- 3 answers may not be cut to one statement');
+    expect(unparsed).toContain('- Summaries by small.');
     expect(charts.map(({ name }) => name)).toEqual(['quality', 'quality-ttft', 'quality-ttft-ce']);
     expect(QUALITY.headline(qualityResult())).toMatch(/^off ES 62\.5, text ES/);
   });
