@@ -62,7 +62,12 @@ export class QualityClient {
    */
   async chat(message: string, model: string | undefined, maxTokens: number): Promise<string> {
     const messages = [{ role: 'user', content: message }];
-    const body = JSON.stringify({ ...(model !== undefined && { model }), messages, max_tokens: maxTokens, temperature: 0 });
+    const body = JSON.stringify({
+      ...(model !== undefined && { model }),
+      messages,
+      max_tokens: maxTokens,
+      temperature: 0,
+    });
     const answer = await this.#repeated((signal) => this.#call('POST', CHAT, body, chatSchema, signal));
     return answer.choices[0]!.message.content ?? '';
   }

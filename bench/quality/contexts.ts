@@ -113,18 +113,14 @@ export class Contexts {
   async #indexTree(repo: string, dir: string): Promise<string> {
     const target = this.#target(repo);
     let version = '';
-    const index = treeIndexer(
-      dir,
-      WHOLE_TREE,
-      {
-        files: () => target.files(),
-        index: async (sources) => {
-          const report = await target.index(sources);
-          version = report.version;
-          return report;
-        },
+    const index = treeIndexer(dir, WHOLE_TREE, {
+      files: () => target.files(),
+      index: async (sources) => {
+        const report = await target.index(sources);
+        version = report.version;
+        return report;
       },
-    );
+    });
     await index();
     return version;
   }

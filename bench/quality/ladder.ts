@@ -78,7 +78,8 @@ export async function rungsBeside(
     }
     for (const [name, flag] of SAME) {
       const [its, own] = [settings[name], options[name]].map((value) => (value === undefined ? 'none' : String(value)));
-      if (its !== own) throw refused(file, `has ${flag} ${its}, and this run ${own}`, `give ${flag} ${its}, or leave it out`);
+      if (its !== own)
+        throw refused(file, `has ${flag} ${its}, and this run ${own}`, `give ${flag} ${its}, or leave it out`);
     }
     rungs.push(...rungsOf(result).filter(({ arm }) => !COMMON.includes(arm)));
   }
@@ -122,7 +123,10 @@ export function ladderTable(result: QualityResult): string | undefined {
     ];
   });
   const recovered = ['recovered (ES)', 'recovered (CE)'];
-  return table(['rung', 'prompt tokens', 'soft tokens', 'EM', 'ES', 'CE', ...recovered, 'TTFT (ms)', 'TTFT / off'], rows);
+  return table(
+    ['rung', 'prompt tokens', 'soft tokens', 'EM', 'ES', 'CE', ...recovered, 'TTFT (ms)', 'TTFT / off'],
+    rows,
+  );
 }
 
 /** What the rungs of a chart are compared by. */

@@ -179,8 +179,12 @@ function goals({ figures, samples }: QualityResult): string[] {
     if (!figures.some((each) => each.arm === arm)) return [];
     const [share, saving] = [ceShare(samples, arm), savingKept(figures, arm)];
     const parts = [
-      share === undefined ? '' : `has ${sharePercent(share)} of the gain (goal ${percent(goal)}: ${judged(share, goal)})`,
-      saving === null ? '' : `saves ${percent(saving)} of the cost (goal ${percent(SAVING_GOAL)}: ${reached(saving >= SAVING_GOAL)})`,
+      share === undefined
+        ? ''
+        : `has ${sharePercent(share)} of the gain (goal ${percent(goal)}: ${judged(share, goal)})`,
+      saving === null
+        ? ''
+        : `saves ${percent(saving)} of the cost (goal ${percent(SAVING_GOAL)}: ${reached(saving >= SAVING_GOAL)})`,
     ];
     const spoken = parts.filter((part) => part !== '').join(', and ');
     return spoken === '' ? [] : [`${arm} ${spoken}.`];
@@ -216,7 +220,9 @@ function notes(result: QualityResult): string {
     repeatedIds > 0 ? `${repeatedIds} samples have the task id of an earlier one` : '',
     withoutChunks > 0 && format !== 'repoeval' ? `${withoutChunks} samples of the benchmark have no chunks` : '',
     cut > 0 ? `The system made other chunks than the benchmark gives of ${cut} samples` : '',
-    unparsed > 0 ? `${unparsed} answers may not be cut to one statement: the code before them takes too long to parse` : '',
+    unparsed > 0
+      ? `${unparsed} answers may not be cut to one statement: the code before them takes too long to parse`
+      : '',
     lacking.length > 0 ? `Answers that lacked context: ${lacking.join(', ')}` : '',
   ];
   return said
@@ -233,7 +239,8 @@ export function gateText(gate: Gate): string {
   const verdict = verdictOf(gate);
   const is = verdict === 'not shown' ? 'is not shown to be better' : `is ${verdict}`;
   const what = by === undefined ? 'the mean of EM and ES' : GATE_NAMES[by];
-  const differs = by === 'ce' ? `${change(difference, 1, 3)} nats (lower is better)` : `${change(difference, 100, 2)} points`;
+  const differs =
+    by === 'ce' ? `${change(difference, 1, 3)} nats (lower is better)` : `${change(difference, 100, 2)} points`;
   const remedy = verdict === 'not shown' ? '; the interval holds 0, and more samples make it narrower' : '';
   return `${arm} ${is} than ${against}: ${what} differs by ${differs}${remedy}`;
 }

@@ -61,11 +61,7 @@ export class Rewriters {
    * @param file of what has been rewritten; made where there is none. The caller must dispose of the result.
    * @throws ServingError path_unusable
    */
-  static async open(
-    file: string,
-    parts: Parts,
-    options: Pick<EvaluateOptions, 'rewriteTokens'>,
-  ): Promise<Rewriters> {
+  static async open(file: string, parts: Parts, options: Pick<EvaluateOptions, 'rewriteTokens'>): Promise<Rewriters> {
     const kept = await KeptLines.open(file, keptSchema);
     return new Rewriters(parts, options, kept, await TypedPruning.load(parts.language));
   }

@@ -178,7 +178,8 @@ describe('an evaluation', () => {
     }
     const { settings } = await artifactOf('index');
     expect(settings).toMatchObject({ topK: 10, context: 'index' });
-    for (const name of ['capacity', 'slots', 'summarizer', 'summarizerKeyFile']) expect(settings).not.toHaveProperty(name);
+    for (const name of ['capacity', 'slots', 'summarizer', 'summarizerKeyFile'])
+      expect(settings).not.toHaveProperty(name);
     const left = (await (await fetch(`${system.url}/v1/repos`)).json()) as { data: { repo: string }[] };
     expect(left.data.map(({ repo }) => repo)).not.toContain('shop-evaluated');
 

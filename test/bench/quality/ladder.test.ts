@@ -27,7 +27,10 @@ async function artifact(
   settings: Partial<typeof SETTINGS> = {},
 ): Promise<string> {
   const path = join(dir, `${name}.json`);
-  await writeFile(path, JSON.stringify({ format: 1, bench, settings: { ...SETTINGS, ...settings }, result: { ...own, ...result } }));
+  await writeFile(
+    path,
+    JSON.stringify({ format: 1, bench, settings: { ...SETTINGS, ...settings }, result: { ...own, ...result } }),
+  );
   return path;
 }
 const seriesOf = (result: QualityResult, chart = 0) =>

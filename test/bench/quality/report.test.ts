@@ -43,15 +43,17 @@ describe('the figures of arms', () => {
     expect(verdict(ceBy(0.5, 0.4, 0.6, 0.5))).toBe('worse');
     expect(verdict(ceBy(-3, 0.5, 0.4, 0.6))).toBe('not shown'); // its mean alone is better
     expect(verdict(result.samples)).toBe('not shown'); // one sample of four
-    const scored = (exactMatch: number, editSimilarity: number) =>
+    const scored = (right: number, more: number) =>
       withAnswers(
-        result.samples.map(({ answers }) => ({
-          scores: { ...answers['off']!.scores, exactMatch, editSimilarity },
-        })),
+        result.samples.map(({ answers }) => {
+          const { scores } = answers['off']!;
+          return { scores: { ...scores, exactMatch: right, editSimilarity: scores.editSimilarity + more } };
+        }),
       );
-    expect(verdict(scored(1, 0), 'es')).toBe('worse');
-    expect(verdict(scored(1, 1), 'es')).toBe('better');
-    expect(verdict(scored(0, 1), 'em')).toBe('not shown'); // two of four were right
+    expect(verdict(scored(0, -0.1), 'es')).toBe('worse');
+    expect(verdict(scored(0, 0.1), 'es')).toBe('better'); // a higher similarity
+    expect(verdict(scored(1, 0), 'es')).toBe('not shown');
+    expect(verdict(scored(1, 0), 'em')).toBe('not shown'); // two of four were right
   });
 
   it('a gate says what it compared, in which unit, and what to do where nothing is shown', () => {
@@ -59,7 +61,7 @@ describe('the figures of arms', () => {
       gateText({ arm: 'a', against: 'b', ...(by && { by }), difference: { mean, low: mean - 0.1, high: mean + 0.1 } });
     expect(gate('ce', -0.2)).toBe('a is better than b: CE differs by −0.200 [−0.300, −0.100] nats (lower is better)');
     expect(gate('em', -0.2)).toBe('a is worse than b: EM differs by −20.00 [−30.00, −10.00] points');
-    expect(gate(undefined, 0.2)).toMatch(/^a is better than b: the mean of EM and ES differs by +20.00/);
+    expect(gate(undefined, 0.2)).toMatch(/^a is better than b: the mean of EM and ES differs by \+20\.00 /);
     expect(gate('es', 0.05)).toMatch(/^a is not shown to be better than b: ES .*; .*more samples/);
   });
 
@@ -91,7 +93,9 @@ describe('the figures of arms', () => {
   it('a goal is judged by the share of text’s gain in cross-entropy, and by all of its interval', () => {
     const goals = (shares: readonly number[]) => {
       const result = gaining([1, 1.1, 0.9, 1], shares);
-      return QUALITY.report({ result }).markdown.split('\n').find((line) => line.startsWith('Goals'))!;
+      return QUALITY.report({ result })
+        .markdown.split('\n')
+        .find((line) => line.startsWith('Goals'))!;
     };
     expect(goals([0.5, 0.55, 0.45, 0.5])).toMatch(
       /text lowers CE by 1\.000 \[[\d., ]+\] nats\. compressed has 50 % \[\d+ %, \d+ %\] of the gain \(goal 60 %: missed\)/,
@@ -104,7 +108,9 @@ describe('the figures of arms', () => {
 
   it('no goal of a gain is judged where text’s own is not shown, however many lines an arm has right', () => {
     const { markdown } = QUALITY.report({ result: gaining([1, -1, 0.5, -0.4], [1, 1, 1, 1]) });
-    expect(markdown).toMatch(/Goals.*: a gain of text is not shown .* so there is nothing to share\. compressed saves 85 %/);
+    expect(markdown).toMatch(
+      /Goals.*: a gain of text is not shown .* so there is nothing to share\. compressed saves 85 %/,
+    );
     expect(markdown).not.toMatch(/of the gain \(goal/);
   });
 

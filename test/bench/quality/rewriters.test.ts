@@ -71,7 +71,11 @@ describe('pruning by type', () => {
 describe('what is rewritten', () => {
   const sample = readSample('authors', 'a.jsonl:1', benchmarkRow('authors'), () => {});
   const settings = { url: 'http://127.0.0.1:1', apiKey: undefined, timeoutMs: 1, signal: new AbortController().signal };
-  const unasked: Summarizer = { client: { chat: () => expect.unreachable('a summary was asked for') }, url: '', model: undefined };
+  const unasked: Summarizer = {
+    client: { chat: () => expect.unreachable('a summary was asked for') },
+    url: '',
+    model: undefined,
+  };
   const open = (file: string, rewriteTokens: number, summarizer = unasked) => {
     const client = new QualityClient(settings);
     const parts = { tokenizer, fingerprint: 'f', client, summarizer, language: 'python' } as const;
