@@ -94,7 +94,8 @@ export class Contexts {
 
   async #ofRepository(sample: Sample, repositories: string): Promise<SampleContext> {
     const { repository = '', name } = sample;
-    const repo = indexName(repository, 'evaluated');
+    // Other files are another index, so that nobody who still has the one before in memory answers from it.
+    const repo = indexName(repository, (await this.contentOf(sample)).slice(0, DIGITS));
     const version =
       this.#indexed.get(repo) ?? (await this.#indexTree(repo, within(repositories, repository, '', name)));
     this.#indexed.set(repo, version);
@@ -165,12 +166,13 @@ const REMOVAL_MS = 30_000;
 /** The context of a prompt that has none. */
 export const NO_CONTEXT: SampleContext = { repo: '', version: '', given: 0, indexed: 0, textOf: async () => '' };
 
-/** 32 bits of a digest, in hex: thousands of names differ. */
-const digestOf = (files: unknown) => createHash('sha256').update(JSON.stringify(files)).digest('hex').slice(0, 8);
+/** Hex digits of a digest in a name, 32 bits: thousands of names differ. */
+const DIGITS = 8;
+const digestOf = (files: unknown) => createHash('sha256').update(JSON.stringify(files)).digest('hex').slice(0, DIGITS);
 
 /**
  * The name of an index. Names stand in prompts with context as text, so it is the repository's own, with an end that
- * keeps it apart from indexes of others, and is the same in every run.
+ * keeps it apart from indexes of others, and of other files, and is the same in every run.
  */
 function indexName(repository = '', end: string): string {
   const parts = repository.split('/').map((part) => part.replace(/[^\w.-]/g, '-').replace(/^[.-]+/, ''));
