@@ -201,7 +201,9 @@ const reached = (isReached: boolean) => (isReached ? 'reached' : 'missed');
 function judged({ low, high }: Estimate, goal: number): string {
   return low < goal && high >= goal ? 'not shown' : reached(low >= goal);
 }
-const sharePercent = ({ mean, low, high }: Estimate) => `${percent(mean)} [${percent(low)}, ${percent(high)}]`;
+/** Without the sign of what rounds to 0. */
+const whole = (share: number) => percent(Math.round(100 * share) === 0 ? 0 : share);
+const sharePercent = ({ mean, low, high }: Estimate) => `${whole(mean)} [${whole(low)}, ${whole(high)}]`;
 
 /** What a reader must know of the samples, so that nothing is left out silently. */
 function notes(result: QualityResult): string {
