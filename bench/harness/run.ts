@@ -83,7 +83,7 @@ async function recorder<Result>(
 }
 
 /** Options that say where things lie, and URLs, which may hold a password: an artifact does not record them. */
-const NOT_RECORDED = new Set([...Object.keys(RUN_OPTIONS), 'command', 'url', 'peers', 'redis']);
+const NOT_RECORDED = new Set([...Object.keys(RUN_OPTIONS), 'command', 'url', 'summarizer', 'peers', 'redis']);
 
 /** Takes logins out of the URLs of a command: they may hold passwords. It hides too much rather than too little. */
 const withoutLogins = (command: string) => command.replace(/(:\/\/)\S+@/g, '$1***@');

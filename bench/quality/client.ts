@@ -19,6 +19,10 @@ interface ClientSettings {
 const REPEATS = 4;
 const PAUSE_MS = 500;
 
+const chatSchema = z.object({
+  choices: z.array(z.object({ message: z.object({ content: z.string().nullable() }) })).min(1),
+});
+
 const answerSchema = z.object({
   system_fingerprint: z.string().optional(),
   choices: z
@@ -31,7 +35,11 @@ const answerSchema = z.object({
     .min(1),
 });
 
-const modelsSchema = z.object({ data: z.array(z.object({ max_model_len: z.number().optional() })) });
+const modelsSchema = z.object({
+  data: z.array(z.object({ id: z.string().optional(), max_model_len: z.number().nullish() })),
+});
+
+const CHAT = '/v1/chat/completions';
 
 export class QualityClient {
   readonly #settings: ClientSettings;
@@ -46,9 +54,22 @@ export class QualityClient {
     return this.#repeated((signal) => streamCompletion(url, body, signal, { apiKey }));
   }
 
-  /** The text of a completion that is not streamed. @throws as {@link complete}. */
-  async text(body: CompletionBody): Promise<string> {
-    return (await this.#post(body)).choices[0]!.text;
+  /**
+   * What a model that follows instructions answers to one message.
+   * @param model undefined where the server has but one
+   * @param maxTokens by the server's own tokenizer
+   * @throws as {@link complete}.
+   */
+  async chat(message: string, model: string | undefined, maxTokens: number): Promise<string> {
+    const messages = [{ role: 'user', content: message }];
+    const body = JSON.stringify({
+      ...(model !== undefined && { model }),
+      messages,
+      max_tokens: maxTokens,
+      temperature: 0,
+    });
+    const answer = await this.#repeated((signal) => this.#call('POST', CHAT, body, chatSchema, signal));
+    return answer.choices[0]!.message.content ?? '';
   }
 
   /**
@@ -71,10 +92,17 @@ export class QualityClient {
 
   /** Tokens that a request may have, prompt and output together; undefined where the system does not say. */
   async capacity(): Promise<number | undefined> {
-    return this.#repeated(async (signal) => {
-      const models = await this.#call('GET', '/v1/models', undefined, modelsSchema, signal);
-      return models.data[0]?.max_model_len;
-    });
+    return (await this.#models())[0]?.max_model_len ?? undefined;
+  }
+
+  /** The first model that the server names; undefined where it names none. */
+  async firstModel(): Promise<string | undefined> {
+    return (await this.#models())[0]?.id;
+  }
+
+  async #models(): Promise<z.output<typeof modelsSchema>['data']> {
+    const call = (signal: AbortSignal) => this.#call('GET', '/v1/models', undefined, modelsSchema, signal);
+    return (await this.#repeated(call)).data;
   }
 
   #post(body: object): Promise<z.output<typeof answerSchema>> {

@@ -33,6 +33,10 @@ export type Arm = (typeof ARMS)[number];
 
 const CONTEXT_SOURCES = ['file', 'index'] as const;
 
+/** What can decide whether an arm is better than another. */
+const GATE_MEASURES = ['ce', 'es', 'em'] as const;
+export type GateMeasure = (typeof GATE_MEASURES)[number];
+
 const VARIANTS = ['codexglue', 'pip'] as const satisfies readonly CodeBleuVariant[];
 const LANGUAGES = ['auto', 'python', 'java', 'javascript', 'typescript', 'csharp'] as const;
 const named: readonly (ScoredLanguage | 'auto')[] = LANGUAGES;
@@ -65,9 +69,21 @@ export const EVALUATE_COMMAND = {
     fileTokens: option('<n>', `the most files with a soft token of their own, for the arm ${WITH_FILES}`, count, 3),
     beside: option('<list>', 'artifacts of earlier runs on the same samples, for the ladder of this one', list, []),
     codeBleu: oneOf('<variant>', 'which CodeBLEU: of CodeXGLUE or of the package on PyPI', VARIANTS, 'codexglue'),
-    requireBetterThan: optional('<arm>', 'end with exit code 1 unless --gate-arm beats this arm', oneArm),
+    requireBetterThan: optional(
+      '<arm>',
+      'end with exit code 1 unless --gate-arm is shown to be better than this arm',
+      oneArm,
+    ),
     gateArm: option('<arm>', 'the arm that must be better', oneArm, 'compressed'),
+    gateBy: oneOf(
+      '<measure>',
+      'what decides whether it is better: ce (cross-entropy), es (edit similarity) or em (exact match)',
+      GATE_MEASURES,
+      'ce',
+    ),
     summarizer: optional('<url>', 'OpenAI-compatible server whose model summarises chunks, for the arm summary', text),
+    summarizerModel: optional('<name>', 'its model; the first that it names when not given', text),
+    summarizerKeyFile: optional('<file>', 'file with its API key', text),
     promptOrder: oneOf('<order>', 'see --prompt-order of the gateway; that of --url if given', PROMPT_ORDERS, 'psm'),
     url: optional('<url>', 'a running system with an indexer, that serves --models; started when not given', text),
     apiKeyFile: optional('<file>', 'file with the key for a system with --api-keys-file', text),

@@ -6,6 +6,7 @@ import { createHash } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { posix } from 'node:path';
 import { bearer, sendRequest } from '../../services/http-call.ts';
+import { treeSources } from '../../services/indexer/sources.ts';
 import { treeIndexer } from '../../services/indexer/tree-indexer.ts';
 import { atPath } from '../../services/lib/process/os-errors.ts';
 import { GatewayTarget } from '../../services/repo-client.ts';
@@ -44,6 +45,8 @@ export class Contexts {
   readonly #repositories: string | undefined;
   /** Versions of the indexes of whole repositories, by their names. */
   readonly #indexed = new Map<string, string>();
+  /** Digests of whole repositories, by the names of their folders. */
+  readonly #contents = new Map<string, Promise<string>>();
 
   /** @param repositories folder of whole repositories; undefined where the benchmark's chunks are indexed. */
   constructor(system: System, repositories: string | undefined) {
@@ -71,6 +74,19 @@ export class Contexts {
     }
   }
 
+  /**
+   * A digest of what the index of a sample's repository is made of: paths and texts of the files that are indexed, in
+   * hex. Each repository is read once. '' where the chunks of the sample are indexed, which it holds itself.
+   * @throws ServingError sample_invalid, path_unusable; invalid_request where there is no such folder.
+   */
+  async contentOf({ repository = '', name }: Sample): Promise<string> {
+    if (this.#repositories === undefined) return '';
+    const dir = within(this.#repositories, repository, '', name);
+    const known = this.#contents.get(dir) ?? contentOfTree(dir);
+    this.#contents.set(dir, known);
+    return known;
+  }
+
   /** Removes the indexes of whole repositories. */
   async close(): Promise<void> {
     for (const repo of this.#indexed.keys()) await this.#remove(repo);
@@ -78,7 +94,8 @@ export class Contexts {
 
   async #ofRepository(sample: Sample, repositories: string): Promise<SampleContext> {
     const { repository = '', name } = sample;
-    const repo = indexName(repository, 'evaluated');
+    // Other files are another index, so that nobody who still has the one before in memory answers from it.
+    const repo = indexName(repository, (await this.contentOf(sample)).slice(0, DIGITS));
     const version =
       this.#indexed.get(repo) ?? (await this.#indexTree(repo, within(repositories, repository, '', name)));
     this.#indexed.set(repo, version);
@@ -97,18 +114,14 @@ export class Contexts {
   async #indexTree(repo: string, dir: string): Promise<string> {
     const target = this.#target(repo);
     let version = '';
-    const index = treeIndexer(
-      dir,
-      {},
-      {
-        files: () => target.files(),
-        index: async (sources) => {
-          const report = await target.index(sources);
-          version = report.version;
-          return report;
-        },
+    const index = treeIndexer(dir, WHOLE_TREE, {
+      files: () => target.files(),
+      index: async (sources) => {
+        const report = await target.index(sources);
+        version = report.version;
+        return report;
       },
-    );
+    });
     await index();
     return version;
   }
@@ -137,18 +150,29 @@ export class Contexts {
   }
 }
 
+async function contentOfTree(dir: string): Promise<string> {
+  const digest = createHash('sha256');
+  const sources = await treeSources(dir, WHOLE_TREE);
+  for (const path of sources.paths) digest.update(JSON.stringify([path, await sources.read(path)]));
+  return digest.digest('hex');
+}
+
+/** As a repository is indexed: with the indexer's own choice of files. */
+const WHOLE_TREE = {};
+
 /** Time that the removal of an index may take, in ms. */
 const REMOVAL_MS = 30_000;
 
 /** The context of a prompt that has none. */
 export const NO_CONTEXT: SampleContext = { repo: '', version: '', given: 0, indexed: 0, textOf: async () => '' };
 
-/** 32 bits of a digest, in hex: thousands of names differ. */
-const digestOf = (files: unknown) => createHash('sha256').update(JSON.stringify(files)).digest('hex').slice(0, 8);
+/** Hex digits of a digest in a name, 32 bits: thousands of names differ. */
+const DIGITS = 8;
+const digestOf = (files: unknown) => createHash('sha256').update(JSON.stringify(files)).digest('hex').slice(0, DIGITS);
 
 /**
  * The name of an index. Names stand in prompts with context as text, so it is the repository's own, with an end that
- * keeps it apart from indexes of others, and is the same in every run.
+ * keeps it apart from indexes of others, and of other files, and is the same in every run.
  */
 function indexName(repository = '', end: string): string {
   const parts = repository.split('/').map((part) => part.replace(/[^\w.-]/g, '-').replace(/^[.-]+/, ''));

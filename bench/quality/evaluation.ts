@@ -4,7 +4,6 @@
  */
 import { z } from 'zod';
 import { type StreamedCompletion, tpotMs, ttftMs } from '../../services/client.ts';
-import type { RagMode } from '../../services/gateway/request.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import type { Tokenizer } from '../../services/lib/text/tokenizer.ts';
 import { contentKey, type KeptLines } from '../../training/data/lines.ts';
@@ -73,7 +72,6 @@ export type EvaluationSettings = Pick<
   | 'fileTokens'
   | 'maxTokens'
   | 'promptOrder'
-  | 'summarizer'
 >;
 
 /** Lines around the gap that a reader is shown. */
@@ -81,8 +79,23 @@ const [SHOWN_BEFORE, SHOWN_AFTER] = [8, 4];
 /** Tokens of text that chunks may take where only their names are wanted. */
 const NAMING_TOKENS = 8_192;
 
-/** A sample's context, made when the first arm asks for it. */
-type Context = () => Promise<SampleContext>;
+/** An arm, and the key of its answer to one sample. */
+interface KeyedArm {
+  readonly spec: ArmSpec;
+  readonly key: string;
+}
+
+/** Whether an arm is given chunks that a search finds. */
+const needsIndex = (arm: ArmSpec['arm']) => arm !== 'off' && !isGiven(arm);
+
+type SearchedIndex = Parameters<EvaluationPrompts['retrieving']>[2];
+
+interface Found {
+  readonly chunks: readonly GivenChunk[];
+  /** Why chunks are missing; null where none are. */
+  readonly degraded: string | null;
+}
+const NOTHING_FOUND: Found = { chunks: [], degraded: null };
 
 export class Evaluation {
   readonly #parts: EvaluationParts;
@@ -98,88 +111,90 @@ export class Evaluation {
   /**
    * @param index decides which arm comes first, so that no arm is always the one after an upload
    * @returns the sample with its answers; what CodeBLEU counts of them, in the order of the arms; how many were asked
-   *   for now, rather than kept from before
+   *   for now, rather than kept from before; how many were scored though the code before them could not be parsed
    * @throws ServingError of the system, with the sample's name; the signal's reason.
    */
   async complete(sample: WholeSample, index: number) {
-    const missing = this.#specs.filter((spec) => this.#parts.answers.get(this.#key(spec, sample)) === undefined);
+    const arms = await this.#keyed(sample);
+    const missing = arms.filter(({ key }) => this.#parts.answers.get(key) === undefined);
     if (missing.length > 0) await this.#ask(sample, rotated(missing, index));
-    const kept = this.#specs.map((spec) => [spec, this.#parts.answers.get(this.#key(spec, sample))!] as const);
+    const kept = arms.map(({ spec, key }) => [spec, this.#parts.answers.get(key)!] as const);
     const scored = kept.map(([, { completion }]) => this.#parts.scorer.score(sample.left, completion, sample.target));
     return {
       result: resultOf(sample, kept, scored),
       counts: scored.map(({ counts }): CodeBleuCounts => counts),
       asked: missing.length,
+      unparsed: scored.filter(({ isUnparsed }) => isUnparsed).length,
     };
   }
 
-  #key(spec: ArmSpec, { left, right, target, path, repository, chunks, rewritten }: WholeSample): string {
-    const { url = '', context, promptTokens, textTokens, topK, maxTokens, promptOrder } = this.#settings;
-    const { rewriteTokens, summarizer = '', textChunks, fileTokens } = this.#settings;
-    const settings = { url, context, promptTokens, textTokens, topK, maxTokens, promptOrder };
-    const ofMode = spec.arm === 'mixed' ? { textChunks } : spec.arm === WITH_FILES ? { fileTokens } : {};
-    const own = isRewriter(spec.arm) ? { rewriteTokens, summarizer } : ofMode;
-    const question = { left, right, target, path, repository, chunks, rewritten };
-    return contentKey(1, this.#parts.fingerprint, settings, own, spec.arm, spec.retriever ?? '', question);
+  /** The arms of a sample, each with the key of its answer: a digest of all that the answer depends on. */
+  async #keyed(sample: WholeSample): Promise<KeyedArm[]> {
+    const searches = this.#specs.some(({ arm }) => needsIndex(arm));
+    const indexed = searches ? await this.#parts.contexts.contentOf(sample) : '';
+    return this.#specs.map((spec) => ({ spec, key: this.#key(spec, sample, indexed) }));
   }
 
-  async #ask(sample: WholeSample, specs: readonly ArmSpec[]): Promise<void> {
+  /** @param indexed digest of the repository that is searched; '' where the sample has all chunks itself. */
+  #key(spec: ArmSpec, sample: WholeSample, indexed: string): string {
+    const { left, right, target, path, repository, chunks, rewritten } = sample;
+    const { url = '', context, promptTokens, textTokens, topK, maxTokens, promptOrder } = this.#settings;
+    const settings = { url, context, promptTokens, textTokens, topK, maxTokens, promptOrder };
+    const question = { left, right, target, path, repository, chunks, rewritten };
+    const searched = indexed === '' || !needsIndex(spec.arm) ? [] : [indexed];
+    const own = this.#ownSettings(spec.arm);
+    return contentKey(1, this.#parts.fingerprint, settings, own, spec.arm, spec.retriever ?? '', question, ...searched);
+  }
+
+  /** Settings that the answers of one arm alone depend on. */
+  #ownSettings(arm: ArmSpec['arm']): object {
+    const { rewriteTokens, textChunks, fileTokens } = this.#settings;
+    if (arm === 'mixed') return { textChunks };
+    if (arm === WITH_FILES) return { fileTokens };
+    return isRewriter(arm) ? { rewriteTokens, ...this.#parts.rewriters.settingsOf(arm) } : {};
+  }
+
+  async #ask(sample: WholeSample, arms: readonly KeyedArm[]): Promise<void> {
     const { answers, contexts, prompts } = this.#parts;
     const code = prompts.cut(sample.left, sample.right);
-    const askAll = async (context: Context) => {
-      for (const spec of specs) {
+    const askAll = async (context: SampleContext) => {
+      for (const { spec, key } of arms) {
         const answer = await named(sample, spec, () => this.#answer(spec, sample, code, context));
-        await answers.add(new Map([[this.#key(spec, sample), answer]]));
+        await answers.add(new Map([[key, answer]]));
       }
     };
-    const searches = specs.some(({ arm }) => this.#needsIndex(arm));
-    if (!searches) return askAll(async () => NO_CONTEXT);
-    return contexts.with(sample, (context) => askAll(async () => context));
-  }
-
-  #needsIndex(arm: ArmSpec['arm']): boolean {
-    if (arm === 'off' || isGiven(arm)) return false;
-    return !isRewriter(arm) || this.#settings.context === 'index';
+    if (!arms.some(({ spec }) => needsIndex(spec.arm))) return askAll(NO_CONTEXT);
+    return contexts.with(sample, askAll);
   }
 
   async #answer(
     { arm, retriever }: ArmSpec,
     sample: WholeSample,
     code: CutCode,
-    context: Context,
+    context: SampleContext,
   ): Promise<KeptAnswer> {
     const { prompts, rewriters, tokenizer } = this.#parts;
+    const at = { repo: context.repo, path: sample.path, retriever };
     if (isRewriter(arm)) {
-      const chunks = isGiven(arm) ? [] : await this.#chunksFor(sample, code, retriever, context);
-      const ids = await rewriters.rewrite(arm satisfies Rewriter, sample, chunks);
+      const found = isGiven(arm) ? NOTHING_FOUND : await this.#find(code, at, context);
+      const ids = await rewriters.rewrite(arm satisfies Rewriter, sample, found.chunks);
       const answer = await this.#complete(prompts.withContext(code, ids), sample, NO_CONTEXT);
-      return { ...answer, rewritten: tokenizer.decode(ids) };
+      return { ...answer, rewritten: tokenizer.decode(ids), degraded: found.degraded };
     }
-    const found = await context();
-    const { repo } = found;
-    if (arm === 'off' || repo === '') return this.#complete(prompts.plain(code), sample, NO_CONTEXT);
-    const at = { repo, path: sample.path, retriever };
-    return this.#complete(prompts.retrieving(code, arm, at), sample, found);
+    if (arm === 'off' || at.repo === '') return this.#complete(prompts.plain(code), sample, NO_CONTEXT);
+    return this.#complete(prompts.retrieving(code, arm, at), sample, context);
   }
 
-  /** The chunks that a rewriter is given: those of the benchmark, or those that the index finds, best first. */
-  async #chunksFor(
-    sample: WholeSample,
-    code: CutCode,
-    retriever: ArmSpec['retriever'],
-    context: Context,
-  ): Promise<readonly GivenChunk[]> {
+  /** The chunks that the system finds for a gap, best first: a rewriter is given those that other arms have. */
+  async #find(code: CutCode, at: SearchedIndex, context: SampleContext): Promise<Found> {
+    if (at.repo === '') return NOTHING_FOUND;
     const { client, prompts } = this.#parts;
-    const { topK } = this.#settings;
-    if (this.#settings.context === 'file') {
-      return (sample.chunks ?? []).filter(({ text }) => text.trim() !== '').slice(0, topK);
-    }
-    const found = await context();
-    const mode: RagMode = 'text';
-    const prompt = prompts.retrieving(code, mode, { repo: found.repo, path: sample.path, retriever });
+    const prompt = prompts.retrieving(code, 'text', at);
     const rag = { ...prompt.rag!, max_text_tokens: NAMING_TOKENS };
     const named = await client.complete({ ...prompt, rag, max_tokens: 1, temperature: 0 });
-    return Promise.all(placesOf(named).map(async (place) => ({ path: place.path, text: await found.textOf(place) })));
+    assertFound(named, context);
+    const texts = placesOf(named).map(async (place) => ({ path: place.path, text: await context.textOf(place) }));
+    return { chunks: await Promise.all(texts), degraded: named.rag?.degraded ?? null };
   }
 
   async #complete(

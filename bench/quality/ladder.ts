@@ -17,11 +17,27 @@ import type { Survey } from './samples.ts';
 /** Arms whose prompts do not depend on what a run is compared in: one run's are enough. */
 const COMMON: readonly string[] = ['off', 'text'];
 
+/**
+ * Settings that must be those of the new run: what its arms without context and with text depend on, since these stand
+ * for all runs. What rungs are compared in, such as text chunks of a mixed prompt and soft tokens of files, may differ.
+ */
+const SAME = [
+  ['promptTokens', '--prompt-tokens'],
+  ['textTokens', '--text-tokens'],
+  ['maxTokens', '--max-tokens'],
+  ['topK', '--top-k'],
+  ['context', '--context'],
+  ['retrievers', '--retrievers'],
+  ['promptOrder', '--prompt-order'],
+] as const;
+type Same = (typeof SAME)[number][0];
+
 /** Rungs beyond the number of colours have the same ones with another symbol. */
 const SYMBOLS = ['circle', 'diamond', 'triangle'] as const;
 
 /** The rungs of one run, in the order of its arms. */
 export function rungsOf({ model, softPerChunk = 1, figures }: QualityResult): Rung[] {
+  const off = figures.find(({ arm }) => arm === 'off');
   return figures.map(({ arm, promptTokens, softTokens, scores, ce, ttft }) => ({
     model,
     arm,
@@ -32,6 +48,7 @@ export function rungsOf({ model, softPerChunk = 1, figures }: QualityResult): Ru
     editSimilarity: scores.editSimilarity,
     ce,
     ttft,
+    ttftOverOff: off && ttft.median / off.ttft.median,
     recovered: COMMON.includes(arm) ? null : recovered(figures, arm, 'editSimilarity'),
     recoveredCe: COMMON.includes(arm) ? null : recovered(figures, arm, 'ce'),
   }));
@@ -41,25 +58,36 @@ export function rungsOf({ model, softPerChunk = 1, figures }: QualityResult): Ru
  * The rungs of earlier runs, without the arms that every run has.
  * @param files artifacts
  * @param survey what the new run evaluates
- * @throws ServingError config_invalid for an artifact of something else, or of other samples; path_unusable.
+ * @param options how it does
+ * @throws ServingError config_invalid for an artifact of something else, of other samples, or with other settings of
+ *   {@link SAME}; path_unusable.
  */
-export async function rungsBeside(files: readonly string[], survey: Survey): Promise<Rung[]> {
+export async function rungsBeside(
+  files: readonly string[],
+  survey: Survey,
+  options: Readonly<Record<Same, unknown>>,
+): Promise<Rung[]> {
   const rungs: Rung[] = [];
   for (const file of files) {
-    const { bench, result } = await atPath(`--beside ${file}`, () => readArtifact<QualityResult>(file));
+    const { bench, result, settings } = await atPath(`--beside ${file}`, () => readArtifact<QualityResult>(file));
     if (bench !== 'evaluate') throw refused(file, `is an artifact of ${bench}, not of evaluate`);
     const { digest, taken } = result.survey;
     if (digest !== survey.digest || taken !== survey.taken) {
       const [its, own] = [result.survey, survey].map((of) => `${of.taken} samples of ${of.digest.slice(0, 12)}`);
       throw refused(file, `evaluates ${its}, and this run ${own}`);
     }
+    for (const [name, flag] of SAME) {
+      const [its, own] = [settings[name], options[name]].map((value) => (value === undefined ? 'none' : String(value)));
+      if (its !== own)
+        throw refused(file, `has ${flag} ${its}, and this run ${own}`, `give ${flag} ${its}, or leave it out`);
+    }
     rungs.push(...rungsOf(result).filter(({ arm }) => !COMMON.includes(arm)));
   }
   return rungs;
 }
 
-const refused = (file: string, why: string) =>
-  new ServingError('config_invalid', `--beside ${file} ${why}: name artifacts of the same benchmark and --samples`);
+const refused = (file: string, why: string, remedy = 'name artifacts of the same benchmark and --samples') =>
+  new ServingError('config_invalid', `--beside ${file} ${why}: ${remedy}`);
 
 const ladderOf = (result: QualityResult): Rung[] => [...rungsOf(result), ...(result.beside ?? [])];
 
@@ -81,7 +109,7 @@ export function ladderTable(result: QualityResult): string | undefined {
   if ((result.beside ?? []).length === 0) return undefined;
   const rungs = ladderOf(result);
   const rows = namesOf(rungs).map((name, i) => {
-    const { promptTokens, softTokens, exactMatch, editSimilarity, ce, ttft, ...shares } = rungs[i]!;
+    const { promptTokens, softTokens, exactMatch, editSimilarity, ce, ttft, ttftOverOff, ...shares } = rungs[i]!;
     return [
       name,
       promptTokens.toFixed(0),
@@ -91,10 +119,14 @@ export function ladderTable(result: QualityResult): string | undefined {
       ce.mean.toFixed(3),
       ...[shares.recovered, shares.recoveredCe].map((share) => (share === null ? '—' : percent(share))),
       `${figure(ttft.median)} [${figure(ttft.low)}, ${figure(ttft.high)}]`,
+      ttftOverOff === undefined ? '—' : `${figure(ttftOverOff)} ×`,
     ];
   });
   const recovered = ['recovered (ES)', 'recovered (CE)'];
-  return table(['rung', 'prompt tokens', 'soft tokens', 'EM', 'ES', 'CE', ...recovered, 'TTFT (ms)'], rows);
+  return table(
+    ['rung', 'prompt tokens', 'soft tokens', 'EM', 'ES', 'CE', ...recovered, 'TTFT (ms)', 'TTFT / off'],
+    rows,
+  );
 }
 
 /** What the rungs of a chart are compared by. */
@@ -108,7 +140,7 @@ interface Quality {
 
 const SIMILARITY: Quality = {
   chart: 'quality-ttft',
-  title: 'Edit similarity against TTFT',
+  title: 'Edit similarity against relative TTFT',
   axis: 'ES (%)',
   of: ({ editSimilarity }) => editSimilarity,
   factor: 100,
@@ -116,21 +148,32 @@ const SIMILARITY: Quality = {
 /** A small model hardly ever writes the right line, and its cross-entropy still tells its contexts apart. */
 const CROSS_ENTROPY: Quality = {
   chart: 'quality-ttft-ce',
-  title: 'Cross-entropy of the target against TTFT (lower is better)',
+  title: 'Cross-entropy of the target against relative TTFT (lower is better)',
   axis: 'CE (nats a token)',
   of: ({ ce }) => ce,
   factor: 1,
 };
 
-/** Quality against TTFT, by two figures: a point for each rung, with the interval of its quality as a line. */
-export const ladderCharts = (result: QualityResult): Chart[] =>
-  [SIMILARITY, CROSS_ENTROPY].map((quality) => ladderChart(result, quality));
+/**
+ * Quality against TTFT, by two figures: a point for each rung, with the interval of its quality as a line. Runs are made
+ * under different load, so the TTFT of each is told as a multiple of that without context in the same run. No charts
+ * where no run has one without.
+ */
+export function ladderCharts(result: QualityResult): Chart[] {
+  const isTimed = ladderOf(result).some(({ ttftOverOff }) => ttftOverOff !== undefined);
+  return isTimed ? [SIMILARITY, CROSS_ENTROPY].map((quality) => ladderChart(result, quality)) : [];
+}
+
+/** The axis of time. */
+const TIMES = 'median TTFT, as a multiple of that without context in the same run';
 
 function ladderChart(result: QualityResult, { chart, title, axis, of, factor }: Quality): Chart {
   const rungs = ladderOf(result);
   const series = namesOf(rungs).flatMap((name, i) => {
+    const { ttftOverOff: times } = rungs[i]!;
+    if (times === undefined) return [];
     const { mean, low, high } = of(rungs[i]!);
-    const at = (value: number) => [rungs[i]!.ttft.median, factor * value];
+    const at = (value: number) => [times, factor * value];
     const color = COLOURS[i % COLOURS.length]!;
     const symbol = SYMBOLS[Math.floor(i / COLOURS.length) % SYMBOLS.length]!;
     return [
@@ -144,8 +187,8 @@ function ladderChart(result: QualityResult, { chart, title, axis, of, factor }: 
       },
     ];
   });
-  const option: EChartsOption = axes(title, 'median TTFT (ms)', axis, {
-    xAxis: { type: 'value', name: 'median TTFT (ms)', nameLocation: 'middle', nameGap: 28, scale: true },
+  const option: EChartsOption = axes(title, TIMES, axis, {
+    xAxis: { type: 'value', name: TIMES, nameLocation: 'middle', nameGap: 28, scale: true },
     yAxis: { type: 'value', name: `${axis}, 95 % interval`, nameLocation: 'middle', nameGap: 48, scale: true },
     series,
   });

@@ -1,9 +1,10 @@
 /** The figures of arms and the comparisons between them, computed from the answers of all samples. */
 import type { CodeBleu, CodeBleuCounts } from '../../training/metrics/code-bleu.ts';
-import { estimate, estimateDifference, estimateOfCorpus } from '../../training/metrics/intervals.ts';
+import { type Estimate, estimate, estimateDifference, estimateOfCorpus } from '../../training/metrics/intervals.ts';
 import { mcNemar, permutationTest } from '../../training/metrics/paired-tests.ts';
 import { ratesOf } from '../../training/metrics/rates.ts';
 import { mean, median, medianInterval } from '../measure/statistics.ts';
+import type { GateMeasure } from './command.ts';
 import type { ArmAnswer, ArmFigures, Comparison, Gate, Median, SampleResult, ScoreName } from './result.ts';
 
 /** A corpus of thousands takes a millisecond to score. */
@@ -90,12 +91,44 @@ function comparison(arm: string, against: string, samples: readonly SampleResult
   };
 }
 
-/** Whether one arm is better than another by the mean of exact match and edit similarity, which training rewards. */
-export function gateOf(arm: string, against: string, samples: readonly SampleResult[]): Gate {
-  const means = (name: string) =>
-    answersOf(samples, name).map(({ scores }) => (scores.exactMatch + scores.editSimilarity) / 2);
-  const difference = estimateDifference(means(arm), means(against));
-  return { arm, against, difference, passed: difference.mean > 0 };
+/** What each measure of a gate is, sample by sample. */
+const GATE_FIGURES: Readonly<Record<GateMeasure, (answer: ArmAnswer) => number>> = {
+  ce: ({ ce }) => ce,
+  es: ({ scores }) => scores.editSimilarity,
+  em: ({ scores }) => scores.exactMatch,
+};
+
+export function gateOf(arm: string, against: string, by: GateMeasure, samples: readonly SampleResult[]): Gate {
+  const values = (name: string) => answersOf(samples, name).map(GATE_FIGURES[by]);
+  return { arm, against, by, difference: estimateDifference(values(arm), values(against)) };
+}
+
+/** Whether a gate's arm is better or worse than the other one: neither is shown where the interval holds 0. */
+export function verdictOf({ by, difference }: Pick<Gate, 'by' | 'difference'>): 'better' | 'worse' | 'not shown' {
+  // A lower cross-entropy is better.
+  const [low, high] = by === 'ce' ? [-difference.high, -difference.low] : [difference.low, difference.high];
+  if (low > 0) return 'better';
+  return high < 0 ? 'worse' : 'not shown';
+}
+
+/** By how much the cross-entropy of one arm is lower than another's; undefined where one was not evaluated. */
+export function ceGain(samples: readonly SampleResult[], arm: string, against: string): Estimate | undefined {
+  const [answers] = samples.map((sample) => sample.answers);
+  if (answers?.[arm] === undefined || answers[against] === undefined) return undefined;
+  const values = (name: string) => answersOf(samples, name).map(({ ce }) => ce);
+  return estimateDifference(values(against), values(arm));
+}
+
+/**
+ * The share of text's gain in cross-entropy over no context that an arm has, with its interval; undefined where one of
+ * the three was not evaluated, or where text's own gain has an interval that holds 0: there is nothing to share then.
+ */
+export function ceShare(samples: readonly SampleResult[], arm: string): Estimate | undefined {
+  const [own, text] = [ceGain(samples, arm, OFF), ceGain(samples, 'text', OFF)];
+  if (own === undefined || text === undefined || text.low <= 0) return undefined;
+  const gained = (taken: readonly SampleResult[], name: string) =>
+    mean(taken.map(({ answers }) => answers[OFF]!.ce - answers[name]!.ce));
+  return estimateOfCorpus(samples, (taken) => gained(taken, arm) / gained(taken, 'text'));
 }
 
 /** The arm and the two that its gain is measured between, by one figure; undefined where one was not evaluated. */

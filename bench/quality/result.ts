@@ -1,6 +1,7 @@
 /** What an evaluation has found: every answer with its scores, and the figures of each arm. */
 import type { Estimate } from '../../training/metrics/intervals.ts';
 import type { Rates } from '../../training/metrics/rates.ts';
+import type { GateMeasure } from './command.ts';
 import type { ArmSpec } from './prompts.ts';
 import type { Survey } from './samples.ts';
 
@@ -128,19 +129,25 @@ export interface Rung {
   readonly editSimilarity: Estimate;
   readonly ce: Estimate;
   readonly ttft: Median;
+  /**
+   * Its median as a multiple of that without context, of the same run and so under the same load; undefined
+   * without one, and in earlier artifacts.
+   */
+  readonly ttftOverOff?: number | undefined;
   /** Share of text's gain in edit similarity over no context, of the same run; null where text gains nothing. */
   readonly recovered: number | null;
   /** The same in cross-entropy. */
   readonly recoveredCe: number | null;
 }
 
-/** Whether the arm that must be better is. */
+/** The comparison that decides whether one arm is better than another; `verdictOf` says how. */
 export interface Gate {
   readonly arm: string;
   readonly against: string;
-  /** Mean of exact match and edit similarity, the first arm less the second. */
+  /** undefined in artifacts from before there was a choice: the mean of exact match and edit similarity. */
+  readonly by?: GateMeasure;
+  /** By that measure, the first arm less the second. */
   readonly difference: Estimate;
-  readonly passed: boolean;
 }
 
 export interface QualityResult {
@@ -149,8 +156,12 @@ export interface QualityResult {
   readonly encoder: string | null;
   /** Soft tokens that the bundle makes of a chunk; earlier artifacts do not say, and it is 1. */
   readonly softPerChunk?: number;
+  /** The model of another server that made the summaries. */
+  readonly summarizerModel?: string;
   /** Rungs of earlier runs on the same samples. */
   readonly beside?: readonly Rung[];
+  /** Answers that were not cut to one statement, because the code before them takes too long to parse. */
+  readonly unparsed?: number;
   /** Name of the benchmark's file or folder. */
   readonly benchmark: string;
   readonly survey: Survey;

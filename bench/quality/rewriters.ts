@@ -2,7 +2,6 @@
  * The compressors that the paper's Table 2 compares with soft tokens. Each rewrites a chunk without knowing the cursor,
  * as an indexer would, so what it makes of a chunk is made once and kept. All chunks of a prompt share its budget.
  */
-
 import { z } from 'zod';
 import type { Tokenizer } from '../../services/lib/text/tokenizer.ts';
 import { contentKey, KeptLines } from '../../training/data/lines.ts';
@@ -13,13 +12,21 @@ import type { GivenChunk, Sample } from './formats.ts';
 import { isGiven } from './prompts.ts';
 import { TypedPruning } from './typed-pruning.ts';
 
+/** A model that follows instructions, and is asked for summaries. */
+export interface Summarizer {
+  readonly client: Pick<QualityClient, 'chat'>;
+  /** '' for the system that is evaluated. */
+  readonly url: string;
+  /** Its name in requests; undefined where the server has but one. */
+  readonly model: string | undefined;
+}
+
 interface Parts {
   readonly tokenizer: Tokenizer;
   /** Fingerprint of the bundle whose language model prunes. */
   readonly fingerprint: string;
   readonly client: QualityClient;
-  /** The server of the model that summarises; undefined where none was named. */
-  readonly summarizer: QualityClient | undefined;
+  readonly summarizer: Summarizer;
   readonly language: ScoredLanguage;
 }
 
@@ -27,25 +34,25 @@ const keptSchema = z.object({ ids: z.array(z.number().int()) });
 
 /** Tokens that a rewritten chunk has at least: in fewer nothing can be said, so fewer chunks are taken. */
 const LEAST_TOKENS = 5;
+/** The same of a summary, which is words and not a choice of tokens: a budget of ten is for the best chunk alone. */
+const LEAST_SUMMARY_TOKENS = 10;
 /** Tokens of a chunk that pruning and summaries read, as many as a text context may have of all chunks. */
 const READ_TOKENS = 512;
 
 export class Rewriters {
   readonly #parts: Parts;
   readonly #budget: number;
-  readonly #url: string | undefined;
   readonly #kept: KeptLines<z.output<typeof keptSchema>>;
   readonly #typed: TypedPruning;
 
   private constructor(
     parts: Parts,
-    { rewriteTokens, summarizer }: Pick<EvaluateOptions, 'rewriteTokens' | 'summarizer'>,
+    { rewriteTokens }: Pick<EvaluateOptions, 'rewriteTokens'>,
     kept: KeptLines<z.output<typeof keptSchema>>,
     typed: TypedPruning,
   ) {
     this.#parts = parts;
     this.#budget = rewriteTokens;
-    this.#url = summarizer;
     this.#kept = kept;
     this.#typed = typed;
   }
@@ -54,11 +61,7 @@ export class Rewriters {
    * @param file of what has been rewritten; made where there is none. The caller must dispose of the result.
    * @throws ServingError path_unusable
    */
-  static async open(
-    file: string,
-    parts: Parts,
-    options: Pick<EvaluateOptions, 'rewriteTokens' | 'summarizer'>,
-  ): Promise<Rewriters> {
+  static async open(file: string, parts: Parts, options: Pick<EvaluateOptions, 'rewriteTokens'>): Promise<Rewriters> {
     const kept = await KeptLines.open(file, keptSchema);
     return new Rewriters(parts, options, kept, await TypedPruning.load(parts.language));
   }
@@ -71,7 +74,8 @@ export class Rewriters {
   async rewrite(rewriter: Rewriter, sample: Sample, chunks: readonly GivenChunk[]): Promise<number[]> {
     const { tokenizer } = this.#parts;
     if (isGiven(rewriter)) return tokenizer.encodeHead(sample.rewritten[rewriter] ?? '', this.#budget);
-    const best = chunks.slice(0, Math.max(1, Math.floor(this.#budget / LEAST_TOKENS)));
+    const least = rewriter === 'summary' ? LEAST_SUMMARY_TOKENS : LEAST_TOKENS;
+    const best = chunks.slice(0, Math.max(1, Math.floor(this.#budget / least)));
     const ids: number[] = [];
     for (const [i, { text }] of best.entries()) {
       const between = ids.length === 0 ? [] : tokenizer.encode('\n');
@@ -83,13 +87,19 @@ export class Rewriters {
     return ids;
   }
 
+  /** What rewritten context depends on besides the bundle, the chunks and the budget: a part of the key of an answer. */
+  settingsOf(rewriter: Rewriter): object {
+    const { language, summarizer } = this.#parts;
+    if (rewriter === 'summary') return { summarizer: summarizer.url, model: summarizer.model ?? '' };
+    return rewriter === 'typed' ? { language } : {};
+  }
+
   dispose(): void {
     this.#typed.dispose();
   }
 
   async #once(rewriter: Rewriter, text: string, tokens: number): Promise<readonly number[]> {
-    const { fingerprint, language } = this.#parts;
-    const key = contentKey('rewritten', rewriter, fingerprint, language, this.#url ?? '', tokens, text);
+    const key = contentKey('rewritten', rewriter, this.#parts.fingerprint, this.settingsOf(rewriter), tokens, text);
     const known = this.#kept.get(key);
     if (known) return known.ids;
     const ids = await this.#made(rewriter, text, tokens);
@@ -101,7 +111,7 @@ export class Rewriters {
     const { tokenizer, client, summarizer } = this.#parts;
     if (rewriter === 'pruned') return prune(tokenizer.encodeHead(text, READ_TOKENS), tokens, client);
     if (rewriter === 'summary') {
-      return tokenizer.encodeHead(await summary(text, tokens, tokenizer, summarizer ?? client), tokens);
+      return tokenizer.encodeHead(await summary(text, tokens, tokenizer, summarizer), tokens);
     }
     const length = (part: string) => tokenizer.encode(part).length;
     return tokenizer.encodeHead(this.#typed.prune(text, length, tokens), tokens);
@@ -121,13 +131,18 @@ export async function prune(ids: readonly number[], tokens: number, client: Pick
   return kept.map((i) => ids[i]!);
 }
 
+/** Words of English that a token stands for, at the most: models count words better than tokens. */
+const WORDS_PER_TOKEN = 0.75;
+/** Tokens of the summariser, whose tokenizer may need more of them than the one that counts the budget. */
+const answerTokens = (tokens: number) => 2 * tokens + 16;
+
 /** Asks a model that follows instructions for the gist of a chunk. */
-async function summary(text: string, tokens: number, tokenizer: Tokenizer, model: QualityClient): Promise<string> {
+async function summary(text: string, tokens: number, tokenizer: Tokenizer, { client, model }: Summarizer) {
   const code = tokenizer.decode(tokenizer.encodeHead(text, READ_TOKENS));
-  const prompt =
+  const message =
     'Summarize the following code for a programmer who completes code in another file of the same repository. ' +
-    `Name the functions, classes and values that matter. Use at most ${Math.max(4, tokens)} tokens.\n\n` +
-    `Code:\n${code}\n\nSummary:`;
-  const answer = await model.text({ prompt, max_tokens: Math.max(4, tokens), temperature: 0 });
+    'Name the functions, classes and values that matter. Answer with the summary alone, in at most ' +
+    `${Math.max(4, Math.floor(WORDS_PER_TOKEN * tokens))} words.\n\nCode:\n${code}`;
+  const answer = await client.chat(message, model, answerTokens(tokens));
   return answer.trim().split('\n\n')[0]!;
 }

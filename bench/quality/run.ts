@@ -1,7 +1,7 @@
 /** Runs `llavacode evaluate`: reads a benchmark, completes it in every arm, and writes artifact, charts and page. */
 import { access, mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { basename, join, resolve } from 'node:path';
-import { type Manifest, softPerChunkOf } from '../../services/lib/model/bundle/bundle.ts';
+import { softPerChunkOf } from '../../services/lib/model/bundle/bundle.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { interruption } from '../../services/lib/process/interrupt.ts';
 import { atPath } from '../../services/lib/process/os-errors.ts';
@@ -20,13 +20,13 @@ import { type EvaluateOptions, WITH_FILES } from './command.ts';
 import { Contexts } from './contexts.ts';
 import { answerSchema, Evaluation } from './evaluation.ts';
 import { rungsBeside } from './ladder.ts';
-import { comparisonsOf, figuresOf, gateOf } from './measure.ts';
+import { comparisonsOf, figuresOf, gateOf, verdictOf } from './measure.ts';
 import { Pace } from './pace.ts';
 import { samplesPage } from './page.ts';
 import { type ArmSpec, armSpecs, EvaluationPrompts, isRewriter, tokensOf } from './prompts.ts';
 import { gateText, QUALITY } from './report.ts';
 import type { QualityResult, Rung, SampleResult } from './result.ts';
-import { Rewriters } from './rewriters.ts';
+import { Rewriters, type Summarizer } from './rewriters.ts';
 import { Benchmark } from './samples.ts';
 import { Scorer } from './score.ts';
 
@@ -37,7 +37,7 @@ const RETRIEVAL_MS = 60_000;
 
 /**
  * Evaluates, or goes on with an evaluation of the same name that was stopped. Sets the exit code to 1 where the arm of
- * the gate is not better.
+ * the gate is not shown to be better.
  * @returns the artifact
  * @throws ServingError config_invalid, sample_invalid, path_unusable, and those of the system; Interrupted.
  */
@@ -47,11 +47,10 @@ export async function runEvaluate(options: EvaluateOptions): Promise<Artifact<Qu
   await atPath(`--benchmark ${options.benchmark}`, () => access(options.benchmark));
   const model = await openModel(onlyModel(options), options, signal);
   const specs = armSpecs(options);
-  assertArms(options, specs, model.manifest);
+  assertArms(options, specs, model);
   const benchmark = await Benchmark.open(options, (text) => model.tokenizer.encode(text).length, signal);
-  const beside = await rungsBeside(options.beside, benchmark.survey);
-  const { apiKeyFile: _, beside: __, ...settings } = options;
-  const plan = { models: [model], settings };
+  const beside = await rungsBeside(options.beside, benchmark.survey, options);
+  const plan = { models: [model], settings: settingsOf(options, model) };
   const artifact = await run(QUALITY, options, plan, (onProgress) =>
     withSystem(options, model, signal, (url) =>
       evaluate({ options, model, specs, benchmark, beside, url, signal, onProgress }),
@@ -61,15 +60,31 @@ export async function runEvaluate(options: EvaluateOptions): Promise<Artifact<Qu
   await atPath(page, () => writeFile(page, samplesPage(artifact.result)));
   process.stdout.write(`Samples side by side: ${page}\n`);
   const { gate } = artifact.result;
-  if (gate !== null && !gate.passed) {
+  if (gate !== null && verdictOf(gate) !== 'better') {
     process.stderr.write(`llavacode: --require-better-than ${gate.against}: ${gateText(gate)}\n`);
     process.exitCode = 1;
   }
   return artifact;
 }
 
+/**
+ * The options that a run depends on, for its artifact: a ready bundle has a precision of its own, and a running system
+ * its own cores and room.
+ */
+function settingsOf(options: EvaluateOptions, { bundle }: Pick<BenchModel, 'bundle'>): object {
+  const { apiKeyFile: _, summarizerKeyFile: __, beside: ___, ...all } = options;
+  const { precision, prefillPrecision, cores, slots, capacity, ...always } = all;
+  const isMade = resolve(onlyModel(options)) !== bundle;
+  return {
+    ...always,
+    ...(isMade && { precision, prefillPrecision }),
+    ...(options.url === undefined && { cores, slots, capacity }),
+  };
+}
+
 /** @throws ServingError config_invalid for arms that the bundle or the options do not allow. */
-function assertArms(options: EvaluateOptions, specs: readonly ArmSpec[], { context, name }: Manifest): void {
+function assertArms(options: EvaluateOptions, specs: readonly ArmSpec[], { manifest, tokenizer }: BenchModel): void {
+  const { context, name } = manifest;
   const { requireBetterThan, gateArm, retrievers } = options;
   const names = specs.map((spec) => spec.name);
   const needing = specs.find(({ arm, retriever }) =>
@@ -87,6 +102,13 @@ function assertArms(options: EvaluateOptions, specs: readonly ArmSpec[], { conte
       'config_invalid',
       `--arms ${WITH_FILES}: the chunks of a benchmark are indexed as files of their own, so files have nothing to ` +
         'add; use --context index with --repositories, or leave the arm out',
+    );
+  }
+  if (options.arms.includes('summary') && options.summarizer === undefined && tokenizer.chat.template === undefined) {
+    throw new ServingError(
+      'config_invalid',
+      `--arms summary: the bundle ${name} has no chat_template, so its model follows no instructions; name a server ` +
+        'whose model does with --summarizer, or leave the arm out',
     );
   }
   if (requireBetterThan === undefined) return;
@@ -160,17 +182,13 @@ interface Task {
 async function evaluate(task: Task): Promise<QualityResult> {
   const { options, model, specs, benchmark, beside, url, signal, onProgress } = task;
   const { survey } = benchmark;
-  const apiKey = await apiKeyOf(options.apiKeyFile);
+  const apiKey = await apiKeyOf('--api-key-file', options.apiKeyFile);
   const client = new QualityClient({ url, apiKey, timeoutMs: options.timeoutMs, signal });
   const softPerChunk = softPerChunkOf(model.manifest);
   await assertRoom(client, options, softPerChunk, survey.longestTarget);
   const kept = resolve(options.data, 'evaluate', options.name ?? QUALITY.name);
   await mkdir(resolve(options.data, 'evaluate'), { recursive: true });
-  const { summarizer: summarizerUrl, timeoutMs } = options;
-  const summarizer =
-    summarizerUrl === undefined
-      ? undefined
-      : new QualityClient({ url: summarizerUrl, apiKey: undefined, timeoutMs, signal });
+  const summarizer = await summarizerOf(options, client, signal);
   const { fingerprint } = model.manifest;
   const parts = { tokenizer: model.tokenizer, fingerprint, client, summarizer, language: survey.language };
   const rewriters = await Rewriters.open(`${kept}.rewritten.jsonl`, parts, options);
@@ -184,6 +202,7 @@ async function evaluate(task: Task): Promise<QualityResult> {
     const evaluation = new Evaluation(all, options, specs);
     const samples: SampleResult[] = [];
     const counts: CodeBleuCounts[][] = specs.map(() => []);
+    let unparsed = 0;
     const pace = new Pace(survey.taken, onProgress);
     for await (const read of benchmark.read()) {
       signal.throwIfAborted();
@@ -191,16 +210,19 @@ async function evaluate(task: Task): Promise<QualityResult> {
       const done = await evaluation.complete(sample, samples.length);
       samples.push(done.result);
       for (const [i, one] of done.counts.entries()) counts[i]!.push(one);
+      unparsed += done.unparsed;
       pace.done(done.asked > 0);
     }
     onProgress('computing figures', true);
     const figures = specs.map(({ name }, i) => figuresOf(name, samples, counts[i]!, scorer.codeBleu));
-    const { requireBetterThan, gateArm } = options;
+    const { requireBetterThan, gateArm, gateBy } = options;
     return {
       model: model.name,
       encoder: model.manifest.context?.encoder.name ?? model.manifest.context?.encoder.kind ?? null,
       ...(softPerChunk > 1 && { softPerChunk }),
+      ...(summarizer.model !== undefined && { summarizerModel: summarizer.model }),
       ...(beside.length > 0 && { beside }),
+      ...(unparsed > 0 && { unparsed }),
       benchmark: basename(resolve(options.benchmark)),
       survey,
       arms: specs,
@@ -210,7 +232,7 @@ async function evaluate(task: Task): Promise<QualityResult> {
         specs.map(({ name }) => name),
         samples,
       ),
-      gate: requireBetterThan === undefined ? null : gateOf(gateArm, requireBetterThan, samples),
+      gate: requireBetterThan === undefined ? null : gateOf(gateArm, requireBetterThan, gateBy, samples),
       samples,
     };
   } finally {
@@ -220,8 +242,22 @@ async function evaluate(task: Task): Promise<QualityResult> {
   }
 }
 
-const apiKeyOf = async (file: string | undefined) =>
-  file === undefined ? undefined : (await atPath(`--api-key-file ${file}`, () => readFile(file, 'utf8'))).trim();
+/** The key in a file; undefined where none is named. */
+const apiKeyOf = async (flag: string, file: string | undefined) =>
+  file === undefined ? undefined : (await atPath(`${flag} ${file}`, () => readFile(file, 'utf8'))).trim();
+
+/** The model that summarises: that of another server, or the one that is evaluated. */
+async function summarizerOf(
+  { arms, summarizer, summarizerModel, summarizerKeyFile, timeoutMs }: EvaluateOptions,
+  own: QualityClient,
+  signal: AbortSignal,
+): Promise<Summarizer> {
+  if (summarizer === undefined || !arms.includes('summary')) return { client: own, url: '', model: undefined };
+  const url = summarizer.replace(/\/+$/, '').replace(/\/v1$/, '');
+  const apiKey = await apiKeyOf('--summarizer-key-file', summarizerKeyFile);
+  const client = new QualityClient({ url, apiKey, timeoutMs, signal });
+  return { client, url, model: summarizerModel ?? (await client.firstModel()) };
+}
 
 /** @throws ServingError config_invalid where the longest request would not fit: the server would cut its code. */
 async function assertRoom(

@@ -10,6 +10,8 @@ export interface Scored {
   readonly text: string;
   readonly scores: Scores;
   readonly counts: CodeBleuCounts;
+  /** The code before the gap takes too long to parse, so the statement that is scored may be the completion uncut. */
+  readonly isUnparsed: boolean;
 }
 
 export class Scorer {
@@ -44,6 +46,7 @@ export class Scorer {
         nameF1: cceval.nameF1,
       },
       counts: this.codeBleu.count(authors.text, target),
+      isUnparsed: cceval.isUnparsed,
     };
   }
 

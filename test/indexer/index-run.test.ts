@@ -107,6 +107,23 @@ describe('an index run', () => {
     }
   });
 
+  test('with one soft token per chunk an index is what it was before there could be more, to the version', async () => {
+    await files({ 'a.py': 'x = 1' });
+    await index(new FakeEncoder());
+    const { head, ids } = (await store.snapshot(REPO))!;
+    expect(ids.toString('hex')).toBe('c32852e16c01cf69ecf5c1e3e9c66fd5f667c08a3eeb7e4dde3a6909e212167f');
+    expect(head).toStrictEqual({
+      version: '23621b4d68245b81',
+      fingerprint: 'f'.repeat(64),
+      hidden: 2,
+      files: 1,
+      chunks: 1,
+      languages: { python: 1 },
+      retriever: 'jaccard',
+      indexedAt: expect.any(String),
+    });
+  });
+
   test('a second run over the same tree changes nothing', async () => {
     await files({ 'a.py': python('a', 40), 'b.py': python('b', 40) });
     const encoder = new FakeEncoder();

@@ -138,6 +138,7 @@ test('chunks that are not indexed are encoded as those of an index are, in their
   const { fingerprint, vectors } = await client.encode({ chunks }, AbortSignal.timeout(60_000));
   expect(fingerprint).toBe('context');
   expect(decodeHalves(vectors)).toEqual(Float32Array.of(5, 1, 7, 1));
+  expect(Buffer.from(vectors).toString('hex')).toBe('0045003c0047003c'); // the bytes of before
 });
 
 test('a call of Encode that is too large is refused, and too many at a time are told to come again', async () => {

@@ -59,6 +59,13 @@ describe('soft tokens', () => {
     expect(read.vectors).toEqual(Float32Array.of(1.5, -0, 2 ** -149, 3.4e38));
   });
 
+  test('the bytes of a prompt with one soft token per chunk are those that earlier releases read and write', () => {
+    const soft = { positions: Int32Array.of(0, 7), vectors: Float32Array.of(1.5, -2) }; // two chunks, one element each
+    const bytes = protocol.Prefill.service.Prefill.requestSerialize({ requestId: 'x', soft: softTokensMessage(soft) });
+    const [name, positions, vectors] = ['0a0178', '0a020007', '12080000c03f000000c0'];
+    expect(bytes.toString('hex')).toBe(`${name}220e${positions}${vectors}`);
+  });
+
   test('missing soft tokens are read as none', () => {
     expect(readSoftTokens(overTheWire({}).soft)).toEqual({
       positions: new Int32Array(0),

@@ -83,7 +83,7 @@ export function qualityResult(): QualityResult {
     codeBleuVariant: 'codexglue',
     figures: ARMS.map((arm) => figuresOf(arm, samples, counts, CODE_BLEU)),
     comparisons: comparisonsOf(ARMS, samples),
-    gate: gateOf('compressed', 'off', samples),
+    gate: gateOf('compressed', 'off', 'ce', samples),
     samples,
   };
 }

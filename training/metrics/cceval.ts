@@ -10,6 +10,8 @@ import { strip, stripRight } from './white-space.ts';
 export interface CcevalScores {
   /** The completion cut to one statement, with comments. */
   readonly statement: string;
+  /** The code before it takes too long to parse, so `statement` may be the completion uncut. */
+  readonly isUnparsed: boolean;
   /** What was compared: statement and target without comments. */
   readonly prediction: string;
   readonly target: string;
@@ -46,13 +48,16 @@ export class Cceval {
 
   /** @param prompt the code before the completion; Python's statements are found with it. */
   score(prompt: string, completion: string, groundtruth: string): CcevalScores {
-    const statement =
-      this.#language === 'python' ? this.#pythonStatement(prompt, completion) : bracketStatement(completion);
+    const { statement, isUnparsed } =
+      this.#language === 'python'
+        ? this.#pythonStatement(prompt, completion)
+        : { statement: bracketStatement(completion), isUnparsed: false };
     const [prediction, target] = [withoutComments(statement), withoutComments(groundtruth)];
     const [ours, theirs] = [strip(prediction), strip(target)];
     const [predictionNames, targetNames] = [this.#names(prediction), this.#names(target)];
     return {
       statement,
+      isUnparsed,
       prediction,
       target,
       exactMatch: same(filledLines(prediction), filledLines(target)) ? 1 : 0,
@@ -70,13 +75,15 @@ export class Cceval {
   }
 
   /** Up to the first end of a line up to which prompt and completion parse; all of it if there is none. */
-  #pythonStatement(prompt: string, completion: string): string {
+  #pythonStatement(prompt: string, completion: string): Pick<CcevalScores, 'statement' | 'isUnparsed'> {
+    let isUnparsed = false;
     for (let end = completion.indexOf('\n', 1); end > 0; end = completion.indexOf('\n', end + 1)) {
       const text = completion.slice(0, end);
-      if (this.#trees.read(prompt + text, (root) => root.descendantsOfType('ERROR').length === 0))
-        return stripRight(text);
+      const isWhole = this.#trees.read(prompt + text, (root) => root.descendantsOfType('ERROR').length === 0);
+      if (isWhole) return { statement: stripRight(text), isUnparsed };
+      isUnparsed ||= isWhole === undefined;
     }
-    return completion;
+    return { statement: completion, isUnparsed };
   }
 
   #names(code: string): string[] {

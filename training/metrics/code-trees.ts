@@ -1,4 +1,4 @@
-/** Syntax trees of code that is scored. Texts are completions: short, and as odd as a model writes them. */
+/** Syntax trees of code that is scored. Texts are completions, as odd as a model writes them, and files that end with one. */
 import { type Grammar, loadGrammar, type Node, type Parser } from '../../services/lib/rag/encode/grammars.ts';
 import type { ScoredLanguage } from './keywords.ts';
 
@@ -10,7 +10,10 @@ const GRAMMAR_OF: Readonly<Record<ScoredLanguage, Grammar>> = {
   csharp: 'c-sharp',
 };
 
-/** Steps that a parser may take; of 50 tokens that a model wrote none takes more than a hundred. */
+/**
+ * Steps that a parser may take. Of 50 tokens that a model wrote none takes more than a hundred; a Python file of 117 KB
+ * takes 555, so that files of 2 MB are parsed, in a second.
+ */
 const MAX_STEPS = 10_000;
 
 export class CodeTrees {

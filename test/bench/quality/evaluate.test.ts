@@ -1,10 +1,15 @@
 /** `llavacode evaluate` as a process of its own, on a real system with the model that ships. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdir, readFile, writeFile } from 'node:fs/promises';
+import { cp, mkdir, readFile, writeFile } from 'node:fs/promises';
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
-import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from 'vitest';
+import { json } from 'node:stream/consumers';
+import { afterAll, afterEach, beforeAll, describe, expect, it, onTestFinished, vi } from 'vitest';
+import { verdictOf } from '../../../bench/quality/measure.ts';
 import type { QualityResult } from '../../../bench/quality/result.ts';
+import type { Artifact } from '../../../bench/report/artifact.ts';
 import { PACKAGE_ROOT } from '../../../services/lib/process/package-root.ts';
 import { benchmarkText, FILES, REPOSITORY } from '../../support/benchmark-rows.ts';
 import { temporaryFolder } from '../../support/models.ts';
@@ -53,9 +58,10 @@ function start(name: string, ...options: string[]) {
 const onSystem = (name: string, ...options: string[]) => start(name, '--url', system.url, ...options);
 const benchmark = (format: string) => ['--benchmark', join(dir, `${format}.jsonl`)];
 
-async function resultOf(name: string): Promise<QualityResult> {
-  return JSON.parse(await readFile(join(dir, name, 'evaluate.json'), 'utf8')).result;
+async function artifactOf(name: string): Promise<Artifact<QualityResult>> {
+  return JSON.parse(await readFile(join(dir, name, 'evaluate.json'), 'utf8'));
 }
+const resultOf = async (name: string) => (await artifactOf(name)).result;
 
 const lines = async (file: string) => (await readFile(file, 'utf8').catch(() => '')).split('\n').length - 1;
 
@@ -68,6 +74,28 @@ const withoutTimes = ({ figures, comparisons, samples }: QualityResult) => ({
     answers: Object.entries(answers).map(([arm, { ttftMs: _, tpotMs: __, ...answer }]) => [arm, answer]),
   })),
 });
+
+const KEY = 'sk-of-the-test';
+
+/** A server of OpenAI's API that answers every chat alike, and notes what it was asked. */
+async function summariser() {
+  const keyFile = join(dir, 'key');
+  await writeFile(keyFile, `${KEY}\n`);
+  const asked: { path: string | undefined; key: string | undefined; model: unknown }[] = [];
+  const server = createServer(async (request, response) => {
+    const { url: path, method, headers } = request;
+    const body = method === 'POST' ? ((await json(request)) as { model?: string; messages: unknown[] }) : undefined;
+    asked.push({ path, key: headers.authorization, model: body?.model });
+    const answer =
+      body === undefined
+        ? { data: [{ id: 'first-model' }, { id: 'other-model' }] }
+        : { choices: [{ message: { role: 'assistant', content: 'rounds prices, and reserves items of the stock' } }] };
+    response.setHeader('content-type', 'application/json').end(JSON.stringify(answer));
+  });
+  await once(server.listen(0, '127.0.0.1'), 'listening');
+  onTestFinished(() => void server.close());
+  return { url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`, keyFile, asked };
+}
 
 describe('an evaluation', () => {
   it('that is killed twice ends with the figures of one that was not, and its gate decides the exit code', {
@@ -101,11 +129,13 @@ describe('an evaluation', () => {
       ['compressed', 'off'],
       ['off', 'compressed'],
     ]) {
-      const gate = ['--gate-arm', arm!, '--require-better-than', against!];
+      const gate = ['--gate-arm', arm!, '--require-better-than', against!, '--gate-by', 'es'];
       const { code, output, errors } = await onSystem('killed', ...benchmark('cceval'), ...gate).exit;
       const { gate: found } = await resultOf('killed');
-      expect(code).toBe(found!.passed ? 0 : 1);
-      if (!found!.passed) expect(errors).toContain(`${arm} is not better than ${against}`);
+      expect(found!.by).toBe('es');
+      const verdict = verdictOf(found!);
+      expect(code).toBe(verdict === 'better' ? 0 : 1);
+      if (verdict !== 'better') expect(errors).toContain(`--require-better-than ${against}: ${arm} is ${verdict}`);
       gates.push(code);
       const table = (text: string) => text.slice(text.indexOf('| Benchmark'), text.indexOf('- 5 of 5'));
       expect(table(output)).toBe(table(ended.output)); // nothing was asked for again, times included
@@ -120,7 +150,9 @@ describe('an evaluation', () => {
   }, async () => {
     const index = ['--context', 'index', '--repositories', join(dir, 'repositories'), '--samples', '2'];
     const all = 'off,text,mixed,compressed,compressed-files,pruned,summary,typed';
-    const arms = ['--arms', all, '--text-chunks', '1', '--retrievers', 'bm25'];
+    const { url, keyFile, asked } = await summariser();
+    const summaries = ['--summarizer', `${url}/v1/`, '--summarizer-key-file', keyFile];
+    const arms = ['--arms', all, '--text-chunks', '1', '--retrievers', 'bm25', ...summaries];
     const { code, errors } = await onSystem('index', ...benchmark('repoeval'), ...index, ...arms).exit;
     expect([code, errors]).toEqual([0, expect.anything()]);
     const { samples } = await resultOf('index');
@@ -144,8 +176,60 @@ describe('an evaluation', () => {
         expect(promptTokens - answers['off']!.promptTokens).toBeLessThanOrEqual(16);
       }
     }
+    const { settings } = await artifactOf('index');
+    expect(settings).toMatchObject({ topK: 10, context: 'index' });
+    for (const name of ['capacity', 'slots', 'summarizer', 'summarizerKeyFile'])
+      expect(settings).not.toHaveProperty(name);
     const left = (await (await fetch(`${system.url}/v1/repos`)).json()) as { data: { repo: string }[] };
-    expect(left.data.map(({ repo }) => repo)).not.toContain('shop-evaluated');
+    expect(left.data.map(({ repo }) => repo)).toEqual([]);
+
+    // The summariser has its key, and the model that it names first; what it writes is cut to the budget.
+    expect(asked.map(({ key }) => key)).toEqual(asked.map(() => `Bearer ${KEY}`));
+    const chats = asked.filter(({ path }) => path === '/v1/chat/completions');
+    expect(chats.length).toBeGreaterThan(0);
+    expect(chats.map(({ model }) => model)).toEqual(chats.map(() => 'first-model'));
+    expect(samples[0]!.answers['summary']!.rewritten).toMatch(/^rounds prices/);
+
+    // Answers are kept for the files that were searched, wherever they lie, and for the model of summaries.
+    const kept = join(dir, 'index', 'evaluate', 'evaluate.answers.jsonl');
+    const moved = join(dir, 'moved');
+    const made = async (...options: string[]) => {
+      const before = await lines(kept);
+      const some = [...arms, '--arms', 'off,text,summary', '--repositories', moved, ...options];
+      const { code, errors } = await onSystem('index', ...benchmark('repoeval'), ...index, ...some).exit;
+      expect([code, errors]).toEqual([0, expect.anything()]);
+      return (await lines(kept)) - before;
+    };
+    await cp(join(dir, 'repositories'), moved, { recursive: true });
+    expect(await made()).toBe(0);
+    expect(await made('--summarizer-model', 'other-model')).toBe(2);
+    expect(asked.at(-1)).toMatchObject({ path: '/v1/chat/completions', model: 'other-model' });
+    await writeFile(join(moved, REPOSITORY, 'stock.py'), `${FILES['stock.py']}\ndef restock(item): ...\n`);
+    expect(await made()).toBe(4); // of two samples, all but what has no context
+  });
+
+  it("gives rewriters the chunks in the retriever's order, whatever order the benchmark has", {
+    timeout: TIMEOUT_MS,
+  }, async () => {
+    const arms = ['--arms', 'off,text,typed', '--samples', '2'];
+    const rows = benchmarkText('cceval').trimEnd().split('\n');
+    const reversed = rows.map((row) => {
+      const { crossfile_context: context, ...rest } = JSON.parse(row);
+      return JSON.stringify({ ...rest, crossfile_context: { ...context, list: context.list.toReversed() } });
+    });
+    await writeFile(join(dir, 'reversed.jsonl'), reversed.map((row) => `${row}\n`).join(''));
+    const rewritten: (string | null)[][] = [];
+    for (const name of ['cceval', 'reversed']) {
+      const { code, errors } = await onSystem(`order-${name}`, ...benchmark(name), ...arms).exit;
+      expect([code, errors]).toEqual([0, expect.anything()]);
+      const { samples } = await resultOf(`order-${name}`);
+      rewritten.push(samples.map(({ answers }) => answers['typed']!.rewritten));
+      const first = { 'money.py': /^[^\n]*round_price/, 'stock.py': /^[^\n]*reserve_item/ } as Record<string, RegExp>;
+      for (const { answers } of samples) {
+        expect(answers['typed']!.rewritten).toMatch(first[answers['text']!.chunks[0]!.path]!);
+      }
+    }
+    expect(rewritten[1]).toEqual(rewritten[0]);
   });
 
   it("starts a system of its own where no other is named, and takes the authors' fields for rewritten context", {
@@ -156,6 +240,9 @@ describe('an evaluation', () => {
     expect([code, errors]).toEqual([0, expect.anything()]);
     const [sample] = (await resultOf('own')).samples;
     expect(sample!.answers['compressed']!.softTokens).toBe(2);
+    const { settings } = await artifactOf('own');
+    expect(settings).toMatchObject({ capacity: 1024, slots: 8, topK: 10 });
+    expect(settings).not.toHaveProperty('precision'); // the bundle has one
     expect(sample!.answers['zip']!.rewritten).toBe('def round_price reserve_item');
     expect(sample!.answers['given-summary']!.rewritten).toBe('rounds prices');
   });
@@ -164,6 +251,7 @@ describe('an evaluation', () => {
     [['--prompt-tokens', '100000'], /config_invalid: --prompt-tokens 100000, .*and the system holds \d+/],
     [['--require-better-than', 'typed'], /config_invalid: --require-better-than typed is not among the arms/],
     [['--arms', 'zip'], /sample_invalid: .*cceval\.jsonl:1: the arm zip needs the field/],
+    [['--arms', 'summary'], /config_invalid: --arms summary: the bundle .* has no chat_template.*--summarizer/],
     [['--arms', 'soft'], /soft must be one of off, text, mixed, compressed/],
     [['--arms', 'compressed-files'], /config_invalid: --arms compressed-files: .*--context index/],
     [['--beside', 'nowhere.json'], /--beside nowhere\.json/],

@@ -3,7 +3,7 @@ import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { QualityClient } from '../../../bench/quality/client.ts';
 import { readSample } from '../../../bench/quality/formats.ts';
-import { prune, Rewriters } from '../../../bench/quality/rewriters.ts';
+import { prune, Rewriters, type Summarizer } from '../../../bench/quality/rewriters.ts';
 import { TypedPruning } from '../../../bench/quality/typed-pruning.ts';
 import { SCORED_LANGUAGES } from '../../../training/metrics/keywords.ts';
 import { benchmarkRow, FILES, GIVEN_CHUNKS } from '../../support/benchmark-rows.ts';
@@ -71,10 +71,15 @@ describe('pruning by type', () => {
 describe('what is rewritten', () => {
   const sample = readSample('authors', 'a.jsonl:1', benchmarkRow('authors'), () => {});
   const settings = { url: 'http://127.0.0.1:1', apiKey: undefined, timeoutMs: 1, signal: new AbortController().signal };
-  const open = (file: string, rewriteTokens: number) => {
+  const unasked: Summarizer = {
+    client: { chat: () => expect.unreachable('a summary was asked for') },
+    url: '',
+    model: undefined,
+  };
+  const open = (file: string, rewriteTokens: number, summarizer = unasked) => {
     const client = new QualityClient(settings);
-    const parts = { tokenizer, fingerprint: 'f', client, summarizer: undefined, language: 'python' } as const;
-    return Rewriters.open(join(dir, file), parts, { rewriteTokens, summarizer: undefined });
+    const parts = { tokenizer, fingerprint: 'f', client, summarizer, language: 'python' } as const;
+    return Rewriters.open(join(dir, file), parts, { rewriteTokens });
   };
 
   it('chunks share a budget, and what one does not need is for those after it', async () => {
@@ -102,5 +107,33 @@ describe('what is rewritten', () => {
     const again = await open('kept.jsonl', 8);
     again.dispose(); // whoever asked the parser now would find none
     expect(await again.rewrite('typed', sample, chunks)).toEqual(made);
+  });
+
+  it('a summary is asked for in words, of the best chunk alone where the budget is that of ten soft tokens', async () => {
+    const asked: [string, string | undefined, number][] = [];
+    const chat: Summarizer['client']['chat'] = async (message, model, maxTokens) => {
+      asked.push([message, model, maxTokens]);
+      return 'rounds prices\n\nIt has two functions.';
+    };
+    const by = (model: string) => ({ client: { chat }, url: 'http://summaries', model });
+    const rewriters = await open('summary.jsonl', 10, by('small'));
+    const ids = await rewriters.rewrite('summary', sample, GIVEN_CHUNKS);
+    rewriters.dispose();
+    expect(asked).toHaveLength(1);
+    const [message, model, maxTokens] = asked[0]!;
+    expect(message).toContain(GIVEN_CHUNKS[0]!.text);
+    expect(message).toContain('in at most 7 words');
+    expect(model).toBe('small');
+    expect(maxTokens).toBeGreaterThan(2 * 10); // its tokenizer may need more tokens for these words
+    expect(ids).toEqual(tokenizer.encode('rounds prices').slice(0, 10));
+
+    const again = await open('summary.jsonl', 10, by('small'));
+    await again.rewrite('summary', sample, GIVEN_CHUNKS);
+    again.dispose();
+    expect(asked).toHaveLength(1);
+    const other = await open('summary.jsonl', 10, by('large'));
+    await other.rewrite('summary', sample, GIVEN_CHUNKS);
+    other.dispose();
+    expect(asked.map(([, each]) => each)).toEqual(['small', 'large']);
   });
 });

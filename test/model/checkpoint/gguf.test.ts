@@ -244,7 +244,7 @@ describe('a header', () => {
     fc.tuple(words, fc.constant('string' as const), words),
     fc.tuple(words, fc.constant('bool' as const), fc.boolean()),
     fc.tuple(words, fc.constant('strings' as const), fc.array(words, { maxLength: 4 })),
-    fc.tuple(words, fc.constant('i32s' as const), fc.array(uint32, { maxLength: 4 })),
+    fc.tuple(words, fc.constant('i32s' as const), fc.array(fc.integer(), { maxLength: 4 })),
   );
   const tensor: fc.Arbitrary<GgufTensorBytes> = fc
     .record({ name: words, rows: fc.integer({ min: 1, max: 3 }), blocks: fc.integer({ min: 1, max: 2 }) })

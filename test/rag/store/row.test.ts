@@ -59,6 +59,12 @@ describe('contents', () => {
   const content = encodeContent(row);
   const { vector, embedding } = row;
 
+  test('the bytes of a row with one soft token are those that earlier releases read and write', () => {
+    const [sizes, vector, embedding, text] = ['0400000006000000', '003c00c0', '003800340044', '6772c3b6c39f65203d2031'];
+    expect(encodeContent(row).toString('hex')).toBe(`${sizes}${vector}${embedding}${text}`);
+    expect(encodeEntry(chunk).toString()).toBe('["src/a.py",3,9,"größe 1"]');
+  });
+
   test('a content, or a part of it, comes back as it was stored', () => {
     const read = (part?: RowPart) => decodeContent(ID, partOf(content, part), part);
     expect(read()).toEqual({ vector, embedding, text: chunk.text });

@@ -60,3 +60,19 @@ describe('languages with brackets', () => {
     expect(java.score('', '', '')).toMatchObject({ namePrecision: 0, nameRecall: 0, nameF1: 0, nameMatch: 1 });
   });
 });
+
+describe('the code before a completion', () => {
+  const file = (lines: number) => 'total = add(total, price[0])\n'.repeat(lines);
+  const completion = 'a(\n  1)\nb = 2\nc = 3';
+
+  test('may be a whole file of 300 KB: its statement ends where all of it parses', () => {
+    const scores = python.score(file(10_000), completion, 'a(1)');
+    expect(scores).toMatchObject({ statement: 'a(\n  1)', isUnparsed: false });
+  });
+
+  test('may be too long to be parsed: the completion stays uncut, and says so', () => {
+    expect(python.score(file(200_000), completion, 'a(1)')).toMatchObject({ statement: completion, isUnparsed: true });
+    // The parser that gave up serves the next one.
+    expect(python.score('', completion, 'a(1)')).toMatchObject({ statement: 'a(\n  1)', isUnparsed: false });
+  });
+});

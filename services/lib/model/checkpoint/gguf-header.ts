@@ -2,6 +2,11 @@
  * Reads the header of a GGUF file (versions 2 and 3, little-endian): a magic number, metadata as typed pairs, then the
  * name, shape, type and place of every tensor; the tensors follow. The whole header is validated before any of it is
  * used: a number in it is never the size of an allocation, and every tensor must lie within the file.
+ *
+ * It is a parser of our own, because a model file comes from anywhere. Hugging Face's @huggingface/gguf trusts the file:
+ * it reads on with zeros where one is cut short, cuts a text silently that goes on after the bytes at hand, lets a key
+ * that stands twice replace the first one, and checks neither types nor places of tensors against the file. It does not
+ * read the tensors, which is the larger part of the work here.
  */
 import { ServingError } from '../../process/errors.ts';
 import { GGML_TYPES, type GgmlType } from './ggml-types.ts';

@@ -38,15 +38,13 @@ const SINGLE_DIGITS: WordForm = { splits: [{ type: 'Digits', individual_digits: 
 const QWEN2: WordForm = { splits: [gpt4('')], gpt2: false, nfc: true };
 const LLAMA3: WordForm = { splits: [gpt4('{1,3}')], gpt2: false, wholeWords: true, bos: true };
 
-/** By the names of `tokenizer.ggml.pre`. */
+/** By the names of `tokenizer.ggml.pre` that files of the supported architectures have. */
 const WORD_FORMS: Readonly<Record<string, WordForm>> = {
   'gpt-2': GPT2,
   gpt2: GPT2,
   smollm: SINGLE_DIGITS,
   starcoder: SINGLE_DIGITS,
   refact: SINGLE_DIGITS,
-  codeshell: SINGLE_DIGITS,
-  'command-r': SINGLE_DIGITS,
   qwen2: QWEN2,
   'deepseek-r1-qwen': QWEN2,
   'llama-bpe': LLAMA3,
