@@ -155,9 +155,9 @@ const CROSS_ENTROPY: Quality = {
 };
 
 /**
- * Quality against TTFT, by two figures: a point for each rung, with the interval of its quality as a line. Runs are made
- * under different load, so the TTFT of each is told as a multiple of that without context in the same run. No charts
- * where no run has one without.
+ * Quality against TTFT, by two figures: a point for each rung, with the interval of its quality as a line. Runs are
+ * made under different load, so the TTFT of each is told as a multiple of that without context in the same run. No
+ * charts where no run has one without.
  */
 export function ladderCharts(result: QualityResult): Chart[] {
   const isTimed = ladderOf(result).some(({ ttftOverOff }) => ttftOverOff !== undefined);

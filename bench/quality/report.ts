@@ -165,9 +165,9 @@ function effects(figures: readonly ArmFigures[]): string {
 }
 
 /**
- * What this project wants of soft tokens: shares of text's gain, which is 34 % of it in EM in the paper's Table 1, and of
- * its saving. The gain is counted in cross-entropy, because a few hundred samples hold too few right lines to tell arms
- * apart by them. A goal is reached or missed only where the whole interval is.
+ * What this project wants of soft tokens: shares of text's gain, which is 34 % of it in EM in the paper's Table 1, and
+ * of its saving. The gain is counted in cross-entropy, because a few hundred samples hold too few right lines to tell
+ * arms apart by them. A goal is reached or missed only where the whole interval is.
  */
 const GOALS: Readonly<Record<string, number>> = { compressed: 0.6, mixed: 0.85 };
 const SAVING_GOAL = 0.8;

@@ -87,7 +87,7 @@ export class Rewriters {
     return ids;
   }
 
-  /** What rewritten context depends on besides the bundle, the chunks and the budget: a part of the key of an answer. */
+  /** What rewritten context depends on besides bundle, chunks and budget: a part of the key of an answer. */
   settingsOf(rewriter: Rewriter): object {
     const { language, summarizer } = this.#parts;
     if (rewriter === 'summary') return { summarizer: summarizer.url, model: summarizer.model ?? '' };

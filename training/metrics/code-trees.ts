@@ -1,4 +1,4 @@
-/** Syntax trees of code that is scored. Texts are completions, as odd as a model writes them, and files that end with one. */
+/** Syntax trees of code that is scored: completions, as odd as a model writes them, and files that end with one. */
 import { type Grammar, loadGrammar, type Node, type Parser } from '../../services/lib/rag/encode/grammars.ts';
 import type { ScoredLanguage } from './keywords.ts';
 

@@ -123,7 +123,7 @@ describe('the figures of arms', () => {
     return { ...result, figures };
   }
 
-  /** The result where text lowers the cross-entropy of each sample so much, and compressed context by another amount. */
+  /** The result where text lowers the cross-entropy of each sample so much, and compressed context so much. */
   function gaining(text: readonly number[], compressed: readonly number[]): QualityResult {
     const by = { off: text.map(() => 0), text, compressed } as Record<string, readonly number[]>;
     const samples = result.samples.map((sample, i) => {

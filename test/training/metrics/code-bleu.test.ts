@@ -1,6 +1,6 @@
 /**
- * CodeBLEU is that of the goldens, and that of the package on PyPI for 200 pairs of five languages. For CodeXGLUE's variant
- * the package was patched.
+ * CodeBLEU is that of the goldens, and that of the package on PyPI for 200 pairs of five languages. For CodeXGLUE's
+ * variant the package was patched.
  */
 import { afterAll, describe, expect, test } from 'vitest';
 import { CODE_BLEU_VARIANTS, CodeBleu, type CodeBleuVariant } from '../../../training/metrics/code-bleu.ts';

@@ -3,8 +3,8 @@
  * name, shape, type and place of every tensor; the tensors follow. The whole header is validated before any of it is
  * used: a number in it is never the size of an allocation, and every tensor must lie within the file.
  *
- * It is a parser of our own, because a model file comes from anywhere. Hugging Face's @huggingface/gguf trusts the file:
- * it reads on with zeros where one is cut short, cuts a text silently that goes on after the bytes at hand, lets a key
+ * It is a parser of our own, because a model file comes from anywhere. Hugging Face's @huggingface/gguf trusts it: it
+ * reads on with zeros where one is cut short, cuts a text silently that goes on after the bytes at hand, lets a key
  * that stands twice replace the first one, and checks neither types nor places of tensors against the file. It does not
  * read the tensors, which is the larger part of the work here.
  */
