@@ -19,7 +19,7 @@ import { askRollout, rolloutReached } from './upgrade.ts';
 /** Chunks that are encoded, in so many rounds, each with a calm time as long as itself. */
 const CHUNKS = 10_000;
 const ROUNDS = 10;
-/** The largest share of the time in which chunks are encoded, in percent: `--reembed-share` of the candidate's indexer. */
+/** Largest share of the time in which chunks are encoded, in percent: `--reembed-share` of the candidate's indexer. */
 export const REEMBED_SHARE = 75;
 /** Longest time of one round, in ms: the work steps back behind everything else of the machine. */
 const ROUND_PATIENCE_MS = 600_000;
