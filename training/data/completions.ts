@@ -22,6 +22,9 @@ interface CompletionSettings {
   readonly together: number;
 }
 
+/** Prompts of a group, in those that decode together: where one has ended, the next of its group takes its place. */
+const GROUP = 4;
+
 /**
  * The completion of each row by the name of the row. Ids that end an answer belong to it.
  * @param onProgress told how far it is, in words
@@ -39,8 +42,8 @@ export async function textCompletions(
   const ofModel = contentKey(rollouts.digest, tokens, samples.format.stopIds).slice(0, 16);
   const kept = await KeptLines.open(join(dir, `completions-${ofModel}.jsonl`), completionSchema);
   const found = new Map<string, Ids>();
-  for (let start = 0; start < rows.length; start += together) {
-    const group = rows.slice(start, start + together).map((row) => {
+  for (let start = 0; start < rows.length; start += GROUP * together) {
+    const group = rows.slice(start, start + GROUP * together).map((row) => {
       const sample = samples.withText(row);
       return { row, sample, key: contentKey(sample.promptIds) };
     });

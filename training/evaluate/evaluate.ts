@@ -102,7 +102,7 @@ export async function evaluate(
         const done = kept.made.length;
         onProgress(`judging ${done + 1} of ${data.rows.length}`);
         const questions: Question[] = [];
-        for (let i = done; i < Math.min(done + TOGETHER, data.rows.length); i++) {
+        for (let i = done; i < Math.min(done + AT_A_TIME, data.rows.length); i++) {
           questions.push(
             soft
               ? await softQuestion(data.rows, i, samples, soft, signal)
@@ -129,6 +129,12 @@ export function assertRoomToJudge(
   const rows = promptTokens + Math.max(targetTokens, rolloutTokens);
   assertFitsContext(options, spec, arm === 'text' ? rows + textTokens : rows);
 }
+
+/**
+ * Samples that are judged before they are kept, which a process that is killed loses: more than decode together, so that
+ * one whose completion has ended makes room for the next.
+ */
+const AT_A_TIME = 2 * TOGETHER;
 
 const NO_SOFT = new Float32Array(0);
 

@@ -65,7 +65,7 @@ function pictured(samples: readonly EmbeddedSample[]): [sample: number, token: n
   return found;
 }
 
-/** Samples whose soft tokens are held at a time; rollouts of so many decode together at most. */
+/** Samples whose soft tokens are held at a time: more than decode together, so that none of the slots stays empty. */
 const TOGETHER = 64;
 
 /** @throws ServingError sample_invalid, training_diverged, runtime_failed; the signal's reason. */
