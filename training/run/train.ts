@@ -38,6 +38,7 @@ import { type Companions, type EmbeddedSample, Trainer } from '../step/trainer.t
 import { NO_STANDING } from './best.ts';
 import { hasCheckpoint, latestCheckpoint } from './checkpoints.ts';
 import { Cleanup } from './cleanup.ts';
+import { WATCHED_SAMPLES, watch } from './cosines.ts';
 import { decisiveDevice, openTrainingDevice, sayPlacement } from './device.ts';
 import { EncodingAhead } from './encoding.ts';
 import { gradientCosine, LEAST_COSINE } from './gradient-check.ts';
@@ -50,7 +51,7 @@ import { distills, fitted, modelPlace } from './room.ts';
 import { Run, type TrainReport } from './run.ts';
 import { ScoredRollouts } from './scored-rollouts.ts';
 import { freezeSettings, type TrainOptions } from './settings.ts';
-import { validate } from './validation.ts';
+import { spaced, validate } from './validation.ts';
 
 /**
  * Trains, or goes on with the run that lies in the folder.
@@ -66,8 +67,7 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
   const samples = samplesOf(asked, tokenizer, spec);
   const data = samples.read(await readDataSet(asked.data, 'train'));
   const options = { ...asked, ...fitted(asked, spec), steps: stepsOf(asked, data.rows.length) };
-  const held =
-    options.validation === undefined ? undefined : samples.read(await readDataSet(options.validation, 'valid'));
+  const held = await heldOut(options, samples);
 
   const device = await openTrainingDevice(options, cleanup, progress);
   const shared = await SharedWeights.create(join(work, 'weights.bin'));
@@ -111,6 +111,7 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
   if (state === undefined) await compareGradients(place, options, projector, () => embedded(checked), progress, signal);
   await shared.close(); // all graphs are open
   const judged = judges && { projector, ...judges };
+  const watched = firstRows(options, data.rows);
   const run = new Run<EmbeddedSample>({
     options,
     identity,
@@ -124,10 +125,30 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
       await encoding.until(step, signal);
       return embedded(rowsOf(step));
     },
-    validate: held && judged && (async () => validate(await embedded(held.rows), judged, signal)),
+    look: async () => {
+      if (held && judged) {
+        const found = await validate(await embedded(held.rows), judged, signal);
+        return { ...found, cosines: found.validation };
+      }
+      await encoding.until(watched.steps - 1, signal);
+      return await watch(await embedded(watched.rows), projector, signal);
+    },
     progress,
   });
   return await run.all(signal); // what it needs is given back after it
+}
+
+/** What the run is validated on; undefined where nothing is. */
+async function heldOut({ validation, validationSamples }: TrainOptions, samples: SampleMaker) {
+  if (validation === undefined) return undefined;
+  const { digest, rows } = samples.read(await readDataSet(validation, 'valid'));
+  return { digest, rows: spaced(rows, validationSamples) };
+}
+
+/** The samples of the first steps, which are in random order: those on which a run without a validation is watched. */
+function firstRows({ batch, steps, seed }: TrainOptions, rows: readonly DataRow[]) {
+  const count = Math.min(WATCHED_SAMPLES, rows.length, steps * batch);
+  return { rows: batchOf(0, count, rows.length, seed).map((i) => rows[i]!), steps: Math.ceil(count / batch) };
 }
 
 /** The parameters that a run begins with, and their digest where they are of a projector that was named. */
