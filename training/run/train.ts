@@ -110,8 +110,6 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
   await encoding.until(-1, signal);
   if (state === undefined) await compareGradients(place, options, projector, () => embedded(checked), progress, signal);
   await shared.close(); // all graphs are open
-  const judged = judges && { projector, ...judges };
-  const watched = firstRows(options, data.rows);
   const run = new Run<EmbeddedSample>({
     options,
     identity,
@@ -125,14 +123,7 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
       await encoding.until(step, signal);
       return embedded(rowsOf(step));
     },
-    look: async () => {
-      if (held && judged) {
-        const found = await validate(await embedded(held.rows), judged, signal);
-        return { ...found, cosines: found.validation };
-      }
-      await encoding.until(watched.steps - 1, signal);
-      return await watch(await embedded(watched.rows), projector, signal);
-    },
+    look: () => look({ options, data, held, judges, projector, encoding, embedded }, signal),
     progress,
   });
   return await run.all(signal); // what it needs is given back after it
@@ -145,10 +136,28 @@ async function heldOut({ validation, validationSamples }: TrainOptions, samples:
   return { digest, rows: spaced(rows, validationSamples) };
 }
 
-/** The samples of the first steps, which are in random order: those on which a run without a validation is watched. */
-function firstRows({ batch, steps, seed }: TrainOptions, rows: readonly DataRow[]) {
-  const count = Math.min(WATCHED_SAMPLES, rows.length, steps * batch);
-  return { rows: batchOf(0, count, rows.length, seed).map((i) => rows[i]!), steps: Math.ceil(count / batch) };
+interface LookParts {
+  readonly options: TrainOptions;
+  readonly data: DataSet;
+  readonly held: Pick<DataSet, 'rows'> | undefined;
+  readonly judges: Omit<Parameters<typeof validate>[1], 'projector'> | undefined;
+  readonly projector: TrainableProjector;
+  readonly encoding: EncodingAhead;
+  readonly embedded: (rows: readonly DataRow[]) => Promise<EmbeddedSample[]>;
+}
+
+/** Looks at the projector: by the validation, or without one at samples of the first steps, which are drawn by the seed. */
+async function look({ options, data, held, judges, ...parts }: LookParts, signal: AbortSignal) {
+  const { projector, encoding, embedded } = parts;
+  if (held && judges) {
+    const found = await validate(await embedded(held.rows), { projector, ...judges }, signal);
+    return { ...found, cosines: found.validation };
+  }
+  const { batch, steps, seed } = options;
+  const count = Math.min(WATCHED_SAMPLES, data.rows.length, steps * batch);
+  await encoding.until(Math.ceil(count / batch) - 1, signal);
+  const rows = batchOf(0, count, data.rows.length, seed).map((i) => data.rows[i]!);
+  return await watch(await embedded(rows), projector, signal);
 }
 
 /** The parameters that a run begins with, and their digest where they are of a projector that was named. */
