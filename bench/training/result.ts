@@ -9,8 +9,8 @@ export interface OwnCell {
   /** Tokens of the prompt. */
   readonly prompt: number;
   /**
-   * What a pass is trained by: cross-entropy of the target where not given; `reinforce`, the log-probability of a rollout;
-   * `joint`, both in one pass.
+   * What a pass is trained by: cross-entropy of the target where not given; `reinforce`, the log-probability of a
+   * rollout; `joint`, both in one pass.
    */
   readonly losses?: 'reinforce' | 'joint';
 }

@@ -134,8 +134,8 @@ export function assertRoomToJudge(
 }
 
 /**
- * Samples that are judged before they are kept, which a process that is killed loses: more than decode together, so that
- * one whose completion has ended makes room for the next.
+ * Samples that are judged before they are kept, which a process that is killed loses: more than decode together, so
+ * that one whose completion has ended makes room for the next.
  */
 const AT_A_TIME = 2 * TOGETHER;
 

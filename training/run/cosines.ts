@@ -75,7 +75,8 @@ export class CosineMeter {
   /**
    * @param index of the sample
    * @returns its soft tokens, [soft, hidden]
-   * @throws ServingError training_diverged where one of their values is not finite; runtime_failed; the signal's reason.
+   * @throws ServingError training_diverged where one of their values is not finite; runtime_failed; the signal's
+   *   reason.
    */
   async project(index: number, projector: TrainableProjector, signal?: AbortSignal): Promise<Float32Array> {
     const { name, embeddings, softPositions } = this.#samples[index]!;

@@ -228,8 +228,8 @@ export class Run<S> {
   }
 
   /**
-   * Looks at the projector, and remembers whether its validation is better than those before. One without a step is never
-   * the best.
+   * Looks at the projector, and remembers whether its validation is better than those before. One without a step is
+   * never the best.
    */
   async #looked(log: RunLog): Promise<void> {
     const { look, progress } = this.#parts;

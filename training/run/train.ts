@@ -146,7 +146,7 @@ interface LookParts {
   readonly embedded: (rows: readonly DataRow[]) => Promise<EmbeddedSample[]>;
 }
 
-/** Looks at the projector: by the validation, or without one at samples of the first steps, which are drawn by the seed. */
+/** Looks at the projector: by the validation, or without one at samples of the first steps, which the seed draws. */
 async function look({ options, data, held, judges, ...parts }: LookParts, signal: AbortSignal) {
   const { projector, encoding, embedded } = parts;
   if (held && judges) {

@@ -19,8 +19,8 @@ export interface Progress {
 interface ProgressOptions {
   readonly stream?: NodeJS.WritableStream;
   /**
-   * Where nobody watches: ms after the latest line from which on a changed text is a line of its own, so that the log of
-   * a command of hours says where it stands. Without it changed texts are not written there.
+   * Where nobody watches: ms after the latest line from which on a changed text is a line of its own, so that the log
+   * of a command of hours says where it stands. Without it changed texts are not written there.
    */
   readonly linesEveryMs?: number;
   /** The monotonic clock, in ms. */

@@ -1,6 +1,6 @@
 /**
- * The gradient of every loss at the soft tokens: PyTorch's for Qwen2, that of finite differences for Llama and Qwen3, and
- * the same one whichever way it is computed. What becomes of it in the projector, against PyTorch:
+ * The gradient of every loss at the soft tokens: PyTorch's for Qwen2, that of finite differences for Llama and Qwen3,
+ * and the same one whichever way it is computed. What becomes of it in the projector, against PyTorch:
  * test/training/step/trainer.test.ts.
  */
 import { afterAll, describe, expect, test } from 'vitest';
