@@ -17,7 +17,10 @@ export interface OwnCell {
 
 /** A row: of this engine, or of PyTorch in 32-bit floats. */
 export type TrainingCell = OwnCell | PytorchCell;
-export type PytorchCell = Omit<OwnCell, 'frozen' | 'losses'> & { readonly frozen: 'pytorch'; readonly losses?: undefined };
+export type PytorchCell = Omit<OwnCell, 'frozen' | 'losses'> & {
+  readonly frozen: 'pytorch';
+  readonly losses?: undefined;
+};
 
 export type MeasuredTraining = TrainingCell & {
   /** From the start of the process until the graph is loaded: mostly the reading and writing of weights. */

@@ -7,14 +7,20 @@ function plain(linesEveryMs?: number) {
   const stream = new PassThrough();
   let nowMs = 0;
   const now = () => nowMs;
-  const progress = startProgress('training', linesEveryMs === undefined ? { stream, now } : { stream, now, linesEveryMs });
+  const progress = startProgress(
+    'training',
+    linesEveryMs === undefined ? { stream, now } : { stream, now, linesEveryMs },
+  );
   return {
     progress,
     after: (ms: number, text: string) => {
       nowMs += ms;
       progress.update(text);
     },
-    lines: () => String(stream.read() ?? '').split('\n').slice(0, -1),
+    lines: () =>
+      String(stream.read() ?? '')
+        .split('\n')
+        .slice(0, -1),
   };
 }
 

@@ -37,7 +37,9 @@ const SEED = 21;
 /** More operations than a run has before its first checkpoint. */
 const OPERATIONS = 120;
 
-test('a run that is killed at moments of all kinds ends with the same bits', { timeout: TRAINING_TIMEOUT_MS }, async () => {
+test('a run that is killed at moments of all kinds ends with the same bits', {
+  timeout: TRAINING_TIMEOUT_MS,
+}, async () => {
   const whole = options('whole');
   await trained(whole);
   const parted = options('parted');

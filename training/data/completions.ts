@@ -11,7 +11,7 @@ import type { DataRow } from './rows.ts';
 import type { SampleMaker } from './samples.ts';
 
 type Ids = readonly number[];
-const completionSchema = z.object({ ids: z.array(z.number().int().nonnegative()).min(1) });
+const completionSchema = z.object({ ids: z.array(z.number().int().nonnegative()).min(1).readonly() });
 
 interface CompletionSettings {
   /** Folder in which completions of all models are kept, in one file for each model and limit. */

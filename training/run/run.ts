@@ -194,7 +194,9 @@ export class Run<S> {
 
   /** A step of a large model takes many minutes: how far it is. */
   #tellPass(done: number, of: number): void {
-    this.#parts.progress.update(`${this.#told}${this.#told && '; '}samples of step ${this.#steps + 1}: ${done} of ${of}`);
+    this.#parts.progress.update(
+      `${this.#told}${this.#told && '; '}samples of step ${this.#steps + 1}: ${done} of ${of}`,
+    );
   }
 
   /** The pace, and the time that is left; empty before the first step. @param made steps whose stops are over */

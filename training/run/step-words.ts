@@ -27,5 +27,7 @@ export function lossWords(figures: Readonly<Record<string, number>>, weights: Lo
   const terms = TERMS.filter(([figure, , weight]) => {
     return figures[figure] !== undefined && (weight === undefined || !!weights[weight]);
   });
-  return [['loss', 'loss'] as const, ...terms].map(([figure, name]) => `${name} ${figures[figure]!.toFixed(4)}`).join(', ');
+  return [['loss', 'loss'] as const, ...terms]
+    .map(([figure, name]) => `${name} ${figures[figure]!.toFixed(4)}`)
+    .join(', ');
 }

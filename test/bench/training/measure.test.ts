@@ -34,8 +34,13 @@ describe('bench training', () => {
     expect(cells[0]).toEqual({ shape: 'tiny-coder', frozen: 'fp32', prompt: 510 });
     expect(cells[1]).toEqual({ shape: 'tiny-coder', frozen: 'int8', prompt: 510 });
     expect(cells.at(-1)).toEqual({ shape: 'qwen2.5-coder-0.5b', frozen: 'int8', prompt: 2000 });
-    const one = { shape: ['tiny-coder'], frozen: ['fp32'], prompt: [9] } as const;
-    const beside = cellsOf({ ...one, losses: ['ce', 'joint'], pytorch: 'python3' });
+    const beside = cellsOf({
+      shape: ['tiny-coder'],
+      frozen: ['fp32'],
+      prompt: [9],
+      losses: ['ce', 'joint'],
+      pytorch: 'python3',
+    });
     expect(beside.map(({ frozen, losses }) => [frozen, losses])).toEqual([
       ['fp32', undefined],
       ['fp32', 'joint'],

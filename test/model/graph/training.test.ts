@@ -9,8 +9,11 @@ import { PROMPT_FORMATS } from '../../../services/lib/model/bundle/weight-format
 import type { TensorSource } from '../../../services/lib/model/checkpoint/checkpoint.ts';
 import type { DecoderSpec } from '../../../services/lib/model/checkpoint/spec.ts';
 import type { Value } from '../../../services/lib/model/graph/graph.ts';
-import { buildProjectorTraining, buildTrainableProjector } from '../../../services/lib/model/graph/projector-training.ts';
 import { projectorShapes } from '../../../services/lib/model/graph/projector.ts';
+import {
+  buildProjectorTraining,
+  buildTrainableProjector,
+} from '../../../services/lib/model/graph/projector-training.ts';
 import { buildTraining } from '../../../services/lib/model/graph/training.ts';
 import { wordsAt } from '../../../services/lib/numeric/random.ts';
 import { attentionBias, layOut, type Sample } from '../../../training/step/rows.ts';
@@ -95,22 +98,25 @@ describe.each([2, 3] as const)('with the soft tokens of a projector of %i layers
     expect(relativeError(gradientOf(out), await wanted(term))).toBeLessThan(TOLERANCE);
   });
 
-  test.each(['mse', 'frobenius'] as const)('the gradient of the alignment %s at them is that of PyTorch', async (form) => {
-    const { widths, inputs } = await projectorInputs();
-    const graph = buildProjectorTraining({ widths }, rows, form);
-    // What goes backward through the projector: the gradient of the language model's losses, here 0, and this one.
-    const [backward] = graph.nodes.find(({ inputs }) => inputs.includes('soft_gradient'))!.outputs;
-    graph.output(backward as Value, 'float32', ['n', hidden]);
-    const session = await loadGraph(graph, parent, `graph-${folders++}`);
-    const out = await session.run({
-      ...inputs,
-      soft_gradient: float32([rows, hidden], new Float32Array(rows * hidden)),
-      alignment_weight: float32([], Float32Array.of(1)),
-    });
-    session.dispose();
-    const found = out[backward!]!.data as Float32Array;
-    expect(relativeError(found, await wanted(`align_${form}`))).toBeLessThan(TOLERANCE);
-  });
+  test.each(['mse', 'frobenius'] as const)(
+    'the gradient of the alignment %s at them is that of PyTorch',
+    async (form) => {
+      const { widths, inputs } = await projectorInputs();
+      const graph = buildProjectorTraining({ widths }, rows, form);
+      // What goes backward through the projector: the gradient of the language model's losses, here 0, and this one.
+      const [backward] = graph.nodes.find(({ inputs }) => inputs.includes('soft_gradient'))!.outputs;
+      graph.output(backward as Value, 'float32', ['n', hidden]);
+      const session = await loadGraph(graph, parent, `graph-${folders++}`);
+      const out = await session.run({
+        ...inputs,
+        soft_gradient: float32([rows, hidden], new Float32Array(rows * hidden)),
+        alignment_weight: float32([], Float32Array.of(1)),
+      });
+      session.dispose();
+      const found = out[backward!]!.data as Float32Array;
+      expect(relativeError(found, await wanted(`align_${form}`))).toBeLessThan(TOLERANCE);
+    },
+  );
 });
 
 describe('the gradient of cross-entropy at the soft tokens', () => {

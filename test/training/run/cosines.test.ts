@@ -45,6 +45,8 @@ test('a projector that says the same of every chunk is an alarm', { timeout: TRA
   const run = options('collapsed', { from, validation: undefined, steps: 1 });
   const warned: string[] = [];
   await train(run, { ...silent(), warn: (text) => void warned.push(text) }, never);
-  expect(warned[0]).toMatch(/^step 0: the projector has collapsed: its soft tokens have a mean cosine of 1\.000; raise --al/);
+  expect(warned[0]).toMatch(
+    /^step 0: the projector has collapsed: its soft tokens have a mean cosine of 1\.000; raise --al/,
+  );
   expect((await looksOf(run.to)).map(({ collapsed }) => collapsed)).toEqual([1, 1]);
 });

@@ -53,21 +53,24 @@ describe('memory', () => {
     expect(measured.map(({ frozen }) => frozen)).toEqual(expect.arrayContaining(['fp32', 'w8a8']));
   });
 
-  test.each(measured)('a run of $shape, $frozen, prompt of $prompt is not accepted with less than it took', async (cell) => {
-    const { frozen, prompt, peakBytes } = cell;
-    const { target, recompute } = settings;
-    const asked = { frozen, recompute, rows: prompt + target, scored: target, forwardGraphs: 0 };
-    const shape = await specOf(cell.shape);
-    const accepted = (limit: number) => {
-      try {
-        return withinMemory(shape, asked, limit).recompute === recompute;
-      } catch {
-        return false;
-      }
-    };
-    expect(accepted(peakBytes - 1)).toBe(false);
-    expect(accepted(1.3 * peakBytes)).toBe(true); // it is not refused where there is room
-  });
+  test.each(measured)(
+    'a run of $shape, $frozen, prompt of $prompt is not accepted with less than it took',
+    async (cell) => {
+      const { frozen, prompt, peakBytes } = cell;
+      const { target, recompute } = settings;
+      const asked = { frozen, recompute, rows: prompt + target, scored: target, forwardGraphs: 0 };
+      const shape = await specOf(cell.shape);
+      const accepted = (limit: number) => {
+        try {
+          return withinMemory(shape, asked, limit).recompute === recompute;
+        } catch {
+          return false;
+        }
+      };
+      expect(accepted(peakBytes - 1)).toBe(false);
+      expect(accepted(1.3 * peakBytes)).toBe(true); // it is not refused where there is room
+    },
+  );
 
   test('less memory means fewer rollouts at a time first, then activations that are computed again', () => {
     const asked = need(2000, { forwardGraphs: 2 });

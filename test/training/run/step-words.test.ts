@@ -2,7 +2,16 @@
 import { expect, test } from 'vitest';
 import { bar, lossWords } from '../../../training/run/step-words.ts';
 
-const FIGURES = { loss: 2, ce: 1.5, kl: 0.25, alignment: 0.3, distill: 1, reinforce: -0.7, reward: 0.4, gradientNorm: 9 };
+const FIGURES = {
+  loss: 2,
+  ce: 1.5,
+  kl: 0.25,
+  alignment: 0.3,
+  distill: 1,
+  reinforce: -0.7,
+  reward: 0.4,
+  gradientNorm: 9,
+};
 const NONE = { ce: 0, reinforce: 0, kl: 0, alignment: 0 };
 
 test('a bar is as full as steps are made, and full at the last one alone', () => {
