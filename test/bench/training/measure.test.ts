@@ -71,9 +71,9 @@ describe('bench training', () => {
 
   test('a joint pass is compared with the sum of its two losses apart', () => {
     const cells = [
-      cell({ cpuSeconds: [1] }),
-      cell({ losses: 'reinforce', cpuSeconds: [1.5] }),
-      cell({ losses: 'joint', cpuSeconds: [1.25] }),
+      cell({ seconds: [0.5], cpuSeconds: [1] }),
+      cell({ losses: 'reinforce', seconds: [0.5], cpuSeconds: [1.5] }),
+      cell({ losses: 'joint', seconds: [0.5], cpuSeconds: [1.25] }),
       cell({ losses: 'joint', prompt: 2000 }),
     ];
     const { markdown } = TRAINING.report({ result: { cells, left: [] } });
