@@ -15,7 +15,7 @@ const ROWS = 68; // more than a group, which is four times what completes togeth
 const { dir, ...small } = await smallRuns(ROWS);
 const WEIGHTS = { ce: 0.5, reinforce: 0, kl: 0, alignment: 0.1, distill: 1 };
 const options = (name: string, changes: Partial<TrainOptions> = {}) =>
-  small.options(name, { batch: 7, weights: WEIGHTS, ...changes });
+  small.options(name, { batch: 23, weights: WEIGHTS, ...changes });
 interface Line {
   readonly key: string;
   readonly value: { readonly ids: number[] };
