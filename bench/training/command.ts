@@ -8,7 +8,7 @@ import { counts, flag, option, optional, type ParsedOptions, positive, text, wor
 /** The model that ships, with its own weights; the others are random ones of published shapes. */
 export const SHIPPED = 'tiny-coder';
 /** What passes are trained by: cross-entropy of the target, REINFORCE on a rollout, or both in one pass. */
-export const LOSSES = ['ce', 'reinforce', 'joint'] as const;
+const LOSSES = ['ce', 'reinforce', 'joint'] as const;
 const KNOWN = [SHIPPED, ...(Object.keys(SHAPES) as (keyof typeof SHAPES)[])] as const;
 
 export const TRAINING_COMMAND = {
