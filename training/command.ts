@@ -105,6 +105,7 @@ export function trainCommand(): Command {
       'samples: a folder of llavacode dataset, or JSON lines in its form, gzipped or not',
     )
     .option('--validation <path>', 'samples to validate on, in the same form; of a folder its validation split')
+    .option('--validation-samples <n>', 'the most of them that are judged, evenly spaced (default: all)', count)
     .requiredOption('--to <dir>', 'folder of the run; a run that lies there goes on')
     .option('--embeddings <dir>', 'folder of embeddings that several runs share; within --to where not given')
     .option('--from <path>', 'projector to begin with, as export takes it: a second stage; random where not given')
@@ -163,6 +164,7 @@ export function sweepCommand(): Command {
     .option('--encoder <dir>', 'that of the encoder, which stays as it is; the language model where not given')
     .requiredOption('--data <path>', 'samples to train on, as llavacode train takes them')
     .requiredOption('--validation <path>', 'samples that trials are compared on, in the same form')
+    .option('--validation-samples <n>', 'the most of them that are judged, evenly spaced (default: all)', count)
     .requiredOption('--to <dir>', 'folder of the sweep; one that lies there goes on')
     .addOption(option('--trials <n>', 'settings that are tried', count, 9))
     .addOption(option('--factor <n>', 'by which trials become fewer, and their steps more, in each round', factor, 3))
@@ -428,7 +430,7 @@ const USES: readonly (readonly [options: RegExp, isUsed: (user: User) => boolean
     ({ weights, judges }) => !!(weights.reinforce || weights.distill) || judges,
     '--reinforce, --distill or --validation',
   ],
-  [/^patience$/, ({ judges }) => judges, '--validation'],
+  [/^(patience|validationSamples)$/, ({ judges }) => judges, '--validation'],
 ];
 
 /**

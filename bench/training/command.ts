@@ -7,6 +7,8 @@ import { counts, flag, option, optional, type ParsedOptions, positive, text, wor
 
 /** The model that ships, with its own weights; the others are random ones of published shapes. */
 export const SHIPPED = 'tiny-coder';
+/** What passes are trained by: cross-entropy of the target, REINFORCE on a rollout, or both in one pass. */
+const LOSSES = ['ce', 'reinforce', 'joint'] as const;
 const KNOWN = [SHIPPED, ...(Object.keys(SHAPES) as (keyof typeof SHAPES)[])] as const;
 
 export const TRAINING_COMMAND = {
@@ -21,6 +23,8 @@ export const TRAINING_COMMAND = {
     frozen: option('<list>', 'formats of its weights', words(FROZEN_FORMATS), [...FROZEN_FORMATS]),
     prompt: option('<list>', 'tokens of the prompts, soft tokens included', counts, [510, 2000]),
     target: option('<n>', 'tokens of the targets', count, 40),
+    losses: option('<list>', 'what passes are trained by; joint: the other two in one pass', words(LOSSES), ['ce']),
+    rollout: option('<n>', 'tokens of the rollouts of reinforce and joint', count, 50),
     soft: option('<n>', 'soft tokens of a prompt', count, 10),
     recompute: flag('compute activations again instead of keeping them'),
     repeats: option('<n>', 'passes of every row, after one that does not count', count, 5),

@@ -25,10 +25,17 @@ export function cellsOf({
   shape,
   frozen,
   prompt,
+  losses,
   pytorch,
-}: Pick<TrainingBenchOptions, 'shape' | 'frozen' | 'prompt' | 'pytorch'>): TrainingCell[] {
-  const sides = pytorch === undefined ? frozen : [...frozen, 'pytorch' as const];
-  return shape.flatMap((shape) => prompt.flatMap((prompt) => sides.map((frozen) => ({ shape, frozen, prompt }))));
+}: Pick<TrainingBenchOptions, 'shape' | 'frozen' | 'prompt' | 'losses' | 'pytorch'>): TrainingCell[] {
+  return shape.flatMap((shape) =>
+    prompt.flatMap((prompt): TrainingCell[] => {
+      const own = frozen.flatMap((frozen) =>
+        losses.map((by): OwnCell => ({ shape, frozen, prompt, ...(by !== 'ce' && { losses: by }) })),
+      );
+      return pytorch === undefined ? own : [...own, { shape, frozen: 'pytorch', prompt }];
+    }),
+  );
 }
 
 /**
@@ -60,14 +67,14 @@ async function measureOwn(
   options: TrainingBenchOptions & { readonly data: string },
   isOver: () => boolean,
 ): Promise<MeasuredTraining> {
-  const { data, target, soft, recompute, threads, seed, repeats } = options;
+  const { data, target, rollout, soft, recompute, threads, seed, repeats } = options;
   const never = new AbortController().signal;
   await mkdir(data, { recursive: true });
   const folder = await mkdtemp(join(data, 'training-'));
   const child = new TaskProcess<TrainingTask>(new URL('./child.js', import.meta.url), `training of ${nameOf(cell)}`);
   try {
     const checkpoint = cell.shape === SHIPPED ? SHIPPED_FOLDER : undefined;
-    const asked = { target, soft, recompute, threads, seed };
+    const asked = { target, rollout, soft, recompute, threads, seed };
     const loadSeconds = (await child.ask({ do: 'load', cell, checkpoint, folder, options: asked }, never)) as number;
     const pass = () => child.ask({ do: 'pass' }, never) as Promise<{ seconds: number; cpuSeconds: number }>;
     const passes = await repeated(pass, repeats, isOver);

@@ -8,11 +8,19 @@ export interface OwnCell {
   readonly frozen: TrainingBenchOptions['frozen'][number];
   /** Tokens of the prompt. */
   readonly prompt: number;
+  /**
+   * What a pass is trained by: cross-entropy of the target where not given; `reinforce`, the log-probability of a
+   * rollout; `joint`, both in one pass.
+   */
+  readonly losses?: 'reinforce' | 'joint';
 }
 
 /** A row: of this engine, or of PyTorch in 32-bit floats. */
 export type TrainingCell = OwnCell | PytorchCell;
-export type PytorchCell = Omit<OwnCell, 'frozen'> & { readonly frozen: 'pytorch' };
+export type PytorchCell = Omit<OwnCell, 'frozen' | 'losses'> & {
+  readonly frozen: 'pytorch';
+  readonly losses?: undefined;
+};
 
 export type MeasuredTraining = TrainingCell & {
   /** From the start of the process until the graph is loaded: mostly the reading and writing of weights. */
@@ -36,4 +44,5 @@ export interface TrainingResult {
 }
 
 /** The row in words. */
-export const nameOf = ({ shape, frozen, prompt }: TrainingCell) => `${shape}, ${frozen}, prompt of ${prompt}`;
+export const nameOf = ({ shape, frozen, prompt, losses }: TrainingCell) =>
+  `${shape}, ${frozen}, prompt of ${prompt}${losses === undefined ? '' : `, ${losses}`}`;

@@ -41,6 +41,8 @@ interface Reference {
     >
   >;
   readonly adamw: readonly AdamStep[];
+  /** Steps with cross-entropy and alignment alone, of the projector of two layers. */
+  readonly adamw_ce_align?: readonly AdamStep[];
 }
 interface AdamStep {
   readonly lr: number;

@@ -119,6 +119,7 @@ describe('an option that has no effect is refused, with what it needs', () => {
     [['--text-tokens', '9'], "'--text-tokens' has no effect without --kl or --distill"],
     [['--rollout-tokens', '9'], "'--rollout-tokens' has no effect without --reinforce, --distill or --validation"],
     [['--patience', '3'], "'--patience' has no effect without --validation"],
+    [['--validation-samples', '500'], "'--validation-samples' has no effect without --validation"],
   ])('in a run: %j', async (words, message) => {
     expect(await refusal(...words)).toMatch(message);
   });
@@ -127,7 +128,7 @@ describe('an option that has no effect is refused, with what it needs', () => {
     ['--reward', 'em', '--baseline', 'scst', '--preset', 'paper-1.5b'],
     ['--alignment-form', 'mse'],
     ['--text-tokens', '9', '--rollout-tokens', '9', '--distill', '1'],
-    ['--rollout-tokens', '9', '--patience', '3', '--validation', 'v'],
+    ['--rollout-tokens', '9', '--patience', '3', '--validation-samples', '500', '--validation', 'v'],
   ])('in a run with what they need: %j', async (...words) => {
     expect(await refusal(...words)).toBe('accepted');
   });

@@ -33,6 +33,12 @@ export interface RowFigures {
    * projector, and for judgements of versions without it.
    */
   readonly ofChunks?: Estimate;
+  /**
+   * Mean cosine between the soft tokens of a sample, and between the embeddings of its chunks. Near 1 the projector has
+   * collapsed. Undefined as {@link ofChunks} is.
+   */
+  readonly cosine?: Estimate;
+  readonly cosineOfEmbeddings?: Estimate;
   /** Against the row without context, sample by sample; undefined where there is no such row, or it is this one. */
   readonly gain?: { readonly ce: Estimate; readonly em: Estimate; readonly es: Estimate; readonly rates: Rates };
   readonly paper: Row['paper'];
@@ -50,7 +56,8 @@ interface Counts {
   readonly judged: number;
 }
 
-type Figure = Exclude<keyof Judgement, 'text' | 'controlCe'>;
+type Figure = Exclude<keyof Judgement, 'text' | 'controlCe' | Alike>;
+type Alike = 'cosine' | 'cosineOfEmbeddings';
 const column = (judgements: readonly Judgement[], name: Figure) => judgements.map((judgement) => judgement[name]);
 const percent = (judgements: readonly Judgement[], name: Figure) =>
   column(judgements, name).map((value) => 100 * value);
@@ -88,6 +95,8 @@ function figuresOf({ row, parameters, judgements }: JudgedRow, baseline: JudgedR
     authorsEm: estimate(percent(judgements, 'authorsExactMatch')),
     authorsEs: estimate(percent(judgements, 'authorsEditSimilarity')),
     ofChunks: ofChunks(judgements),
+    cosine: alike(judgements, 'cosine'),
+    cosineOfEmbeddings: alike(judgements, 'cosineOfEmbeddings'),
     gain: baseline && gainOf(judgements, baseline.judgements),
     paper: row.paper,
   };
@@ -97,6 +106,11 @@ function ofChunks(judgements: readonly Judgement[]): Estimate | undefined {
   const controls = judgements.flatMap(({ controlCe }) => controlCe ?? []);
   if (controls.length < judgements.length) return undefined;
   return estimateDifference(controls, column(judgements, 'ce'));
+}
+
+function alike(judgements: readonly Judgement[], name: Alike): Estimate | undefined {
+  const found = judgements.flatMap((judgement) => judgement[name] ?? []);
+  return found.length === 0 ? undefined : estimate(found);
 }
 
 const gainOf = (judgements: readonly Judgement[], baseline: readonly Judgement[]) => ({

@@ -26,6 +26,8 @@ const COLUMNS: readonly Column[] = [
   { head: 'CE', cell: ({ ce }) => estimated(ce, 3) },
   { head: 'paper', cell: ({ paper }) => paper.ce?.toFixed(2) },
   { head: 'CE, of its chunks', cell: ({ ofChunks }) => ofChunks && signed(ofChunks, 3) },
+  { head: 'cosine', cell: ({ cosine }) => cosine && estimated(cosine, 2) },
+  { head: 'of encodings', cell: ({ cosineOfEmbeddings }) => cosineOfEmbeddings?.mean.toFixed(2) },
   { head: 'EM %', cell: ({ em }) => estimated(em, 1) },
   { head: 'paper', cell: ({ paper }) => paper.em?.toFixed(2) },
   { head: 'ES %', cell: ({ es }) => estimated(es, 1) },
@@ -54,6 +56,8 @@ export function tableOf({ rows, differs }: AblationResults): string {
 CE in nats a token; EM and ES by the paper's definition. In brackets: 95 % intervals by the bootstrap over samples.
 "Gained" is the difference to the row without context, sample by sample. "Still right": exact matches without context
 that are exact matches with it. "Of its chunks": how much higher CE is with the soft tokens of another sample's chunks.
+"Cosine" is the mean between two soft tokens of a sample, "of encodings" that between its chunks before the projector:
+near 1 a projector has collapsed, and says the same of every chunk.
 
 What differs from the paper:
 ${compared}

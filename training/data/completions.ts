@@ -11,7 +11,7 @@ import type { DataRow } from './rows.ts';
 import type { SampleMaker } from './samples.ts';
 
 type Ids = readonly number[];
-const completionSchema = z.object({ ids: z.array(z.number().int().nonnegative()).min(1) });
+const completionSchema = z.object({ ids: z.array(z.number().int().nonnegative()).min(1).readonly() });
 
 interface CompletionSettings {
   /** Folder in which completions of all models are kept, in one file for each model and limit. */
@@ -21,6 +21,9 @@ interface CompletionSettings {
   /** Prompts that decode together: completions of other numbers together may differ in rare ties. */
   readonly together: number;
 }
+
+/** Prompts of a group, in those that decode together: where one has ended, the next of its group takes its place. */
+const GROUP = 4;
 
 /**
  * The completion of each row by the name of the row. Ids that end an answer belong to it.
@@ -39,8 +42,8 @@ export async function textCompletions(
   const ofModel = contentKey(rollouts.digest, tokens, samples.format.stopIds).slice(0, 16);
   const kept = await KeptLines.open(join(dir, `completions-${ofModel}.jsonl`), completionSchema);
   const found = new Map<string, Ids>();
-  for (let start = 0; start < rows.length; start += together) {
-    const group = rows.slice(start, start + together).map((row) => {
+  for (let start = 0; start < rows.length; start += GROUP * together) {
+    const group = rows.slice(start, start + GROUP * together).map((row) => {
       const sample = samples.withText(row);
       return { row, sample, key: contentKey(sample.promptIds) };
     });

@@ -4,7 +4,8 @@
  * digest: those of another encoder are never read.
  *
  * `embeddings/DIGEST/000000-UUID.safetensors` … each hold up to {@link FILE_CHUNKS} chunks, one tensor each, named by
- * the SHA-256 of path and text. No two files have one name, so several runs may write at the same time.
+ * the SHA-256 of path and text. No two files have one name, so several runs may write at the same time. There may be
+ * thousands of them, so only some stay open.
  */
 import { createHash, randomUUID } from 'node:crypto';
 import { readdir } from 'node:fs/promises';
@@ -28,8 +29,13 @@ export type EncoderChoices = Parameters<typeof encoderSettings>[2];
 /** How chunks were encoded, and by what; the export refuses another encoder. */
 type TrainedSettings = ReturnType<typeof encoderSettings> & Pick<NetworkSpec, 'architecture' | 'layers'>;
 
-/** Vectors in one file: a process that is killed loses at most so many. */
-const FILE_CHUNKS = 4096;
+/**
+ * Chunks of one file: a process that is killed loses at most so many, some minutes of an encoder of 0.6B on two cores.
+ * They are sorted by their length before they are encoded, so that few tokens are padding: fewer would sort less well.
+ */
+const FILE_CHUNKS = 256;
+/** Files that stay open; others are opened when a chunk of theirs is read. Systems allow a process some 1,000. */
+const MOST_OPEN = 64;
 /** Earlier versions had no UUID there. */
 const FILE_NAME = /^\d{6,}(-[0-9a-f-]{36})?\.safetensors$/;
 /** Tokens of one run of the encoder, padding included. */
@@ -51,8 +57,12 @@ export class Embeddings {
   /** Undefined when it was closed. */
   #encoder: OrtSession | undefined;
   readonly #inputs: InputBuilder;
-  readonly #files: SafetensorsFile[] = [];
-  readonly #fileOf = new Map<string, SafetensorsFile>();
+  /** By path. */
+  readonly #open = new Map<string, SafetensorsFile>();
+  /** The path of the file of each chunk. */
+  readonly #pathOf = new Map<string, string>();
+  /** Files that were there or were written. */
+  #files = 0;
 
   private constructor(
     dim: number,
@@ -112,15 +122,30 @@ export class Embeddings {
   }
 
   async #addFile(path: string): Promise<void> {
+    await this.#with(path, async ({ tensors }) => {
+      for (const key of tensors.keys()) this.#pathOf.set(key, path);
+    });
+    this.#files++;
+  }
+
+  /** Uses a file, which stays open where few are. */
+  async #with<T>(path: string, use: (file: SafetensorsFile) => Promise<T>): Promise<T> {
+    const known = this.#open.get(path);
+    if (known) return use(known);
     const remedy = 'Remove this file: its chunks are encoded again.';
     const file = await withRemedy('checkpoint_invalid', remedy, () => SafetensorsFile.open(path));
-    this.#files.push(file);
-    for (const key of file.tensors.keys()) this.#fileOf.set(key, file);
+    const stays = this.#open.size < MOST_OPEN && !this.#open.has(path);
+    if (stays) this.#open.set(path, file);
+    try {
+      return await use(file);
+    } finally {
+      if (!stays) await file.close();
+    }
   }
 
   /**
    * Encodes the chunks that are not kept yet. Those of one file lie in memory, however many there are.
-   * @param onProgress told how many of them are done
+   * @param onProgress told how many of them are encoded, several times for each file
    * @throws ServingError runtime_failed, path_unusable; the signal's reason.
    */
   async add(chunks: Iterable<Chunk>, onProgress: (done: number) => void, signal?: AbortSignal): Promise<void> {
@@ -129,25 +154,28 @@ export class Embeddings {
     const encode = async () => {
       const part = [...missing];
       missing.clear();
-      const vectors = await this.#encode(part, signal);
-      const place = String(this.#files.length).padStart(6, '0');
+      const vectors = await this.#encode(part, (encoded) => onProgress(done + encoded), signal);
+      const place = String(this.#files).padStart(6, '0');
       const path = join(this.#dir, `${place}-${randomUUID()}.safetensors`);
       const shape = this.perChunk === 1 ? [this.dim] : [this.perChunk, this.dim];
       await writeSafetensors(path, new Map(part.map(([key], i) => [key, { shape, data: vectors[i]! }])));
       await this.#addFile(path);
       done += part.length;
-      onProgress(done);
     };
     for (const chunk of chunks) {
       const key = chunkKey(chunk);
-      if (!this.#fileOf.has(key)) missing.set(key, chunk);
+      if (!this.#pathOf.has(key)) missing.set(key, chunk);
       if (missing.size === FILE_CHUNKS) await encode();
     }
     if (missing.size > 0) await encode();
   }
 
   /** [perChunk, dim] of each chunk, in the order of `chunks`; those of similar length are computed together. */
-  async #encode(chunks: readonly (readonly [string, Chunk])[], signal?: AbortSignal): Promise<Float32Array[]> {
+  async #encode(
+    chunks: readonly (readonly [string, Chunk])[],
+    onProgress: (encoded: number) => void,
+    signal?: AbortSignal,
+  ): Promise<Float32Array[]> {
     const rows = chunks.map(([, chunk], i) => ({ i, ids: this.#inputs.build(chunk).ids }));
     rows.sort((a, b) => a.ids.length - b.ids.length || a.i - b.i);
     const vectors = new Array<Float32Array>(chunks.length);
@@ -164,6 +192,7 @@ export class Embeddings {
         assertFinite(vectors[i], chunks[i]![1]);
       }
       start = end;
+      onProgress(end);
     }
     return vectors;
   }
@@ -172,9 +201,13 @@ export class Embeddings {
   async of(chunks: readonly Chunk[]): Promise<Float32Array> {
     const size = this.perChunk * this.dim;
     const all = new Float32Array(chunks.length * size);
-    for (const [i, chunk] of chunks.entries()) {
-      const key = chunkKey(chunk);
-      all.set(await this.#fileOf.get(key)!.read(key), i * size);
+    const keys = chunks.map(chunkKey);
+    for (const path of new Set(keys.map((key) => this.#pathOf.get(key)!))) {
+      await this.#with(path, async (file) => {
+        for (const [i, key] of keys.entries()) {
+          if (this.#pathOf.get(key) === path) all.set(await file.read(key), i * size);
+        }
+      });
     }
     return all;
   }
@@ -188,7 +221,7 @@ export class Embeddings {
   async dispose(): Promise<void> {
     this.closeEncoder();
     this.#inputs.dispose();
-    for (const file of this.#files) await file.close();
+    for (const file of this.#open.values()) await file.close();
   }
 }
 

@@ -18,6 +18,7 @@ import type { Arm, FROZEN_FORMATS } from '../choices.ts';
 import { Embeddings, type EncoderChoices } from '../data/embeddings.ts';
 import { type DataRow, type DataSet, readDataSet } from '../data/rows.ts';
 import { assertFitsContext, encodeChunks, SampleMaker } from '../data/samples.ts';
+import { meanCosine } from '../metrics/cosines.ts';
 import { formatsOf } from '../step/frozen.ts';
 import { openGraph, type SessionPlace } from '../step/graph-session.ts';
 import { float32 } from '../step/tensors.ts';
@@ -101,15 +102,17 @@ export async function evaluate(
       while (kept.made.length < data.rows.length) {
         const done = kept.made.length;
         onProgress(`judging ${done + 1} of ${data.rows.length}`);
-        const questions: Question[] = [];
-        for (let i = done; i < Math.min(done + TOGETHER, data.rows.length); i++) {
-          questions.push(
+        const asked: Asked[] = [];
+        for (let i = done; i < Math.min(done + AT_A_TIME, data.rows.length); i++) {
+          asked.push(
             soft
               ? await softQuestion(data.rows, i, samples, soft, signal)
-              : questionOf(options.arm, data.rows[i]!, samples),
+              : { question: questionOf(options.arm, data.rows[i]!, samples) },
           );
         }
-        await kept.add(await judge.judge(questions, signal));
+        const questions = asked.map(({ question }) => question);
+        const judgements = await judge.judge(questions, signal);
+        await kept.add(judgements.map((judgement, i) => ({ ...judgement, ...asked[i]!.cosines })));
       }
       return { inputs, judgements: kept.made };
     } finally {
@@ -130,6 +133,12 @@ export function assertRoomToJudge(
   assertFitsContext(options, spec, arm === 'text' ? rows + textTokens : rows);
 }
 
+/**
+ * Samples that are judged before they are kept, which a process that is killed loses: more than decode together, so
+ * that one whose completion has ended makes room for the next.
+ */
+const AT_A_TIME = 2 * TOGETHER;
+
 const NO_SOFT = new Float32Array(0);
 
 const questionOf = (arm: Arm, row: DataRow, samples: SampleMaker): Question => ({
@@ -137,6 +146,12 @@ const questionOf = (arm: Arm, row: DataRow, samples: SampleMaker): Question => (
   soft: NO_SOFT,
   target: row.target,
 });
+
+/** A question, and how alike its soft tokens are, where it has two. */
+interface Asked {
+  readonly question: Question;
+  readonly cosines?: Pick<Judgement, 'cosine' | 'cosineOfEmbeddings'> | undefined;
+}
 
 /**
  * A sample with the soft tokens of its chunks, and as a control with those of the sample that is half of the data set
@@ -148,14 +163,14 @@ async function softQuestion(
   samples: SampleMaker,
   soft: Soft,
   signal: AbortSignal,
-): Promise<Question> {
+): Promise<Asked> {
   const row = rows[index]!;
   const { name, left, right, target } = row;
-  const own = await soft.sampleOf(row, samples, signal);
+  const { cosines, ...own } = await soft.sampleOf(row, samples, signal);
   const other = rows[(index + Math.ceil(rows.length / 2)) % rows.length]!;
-  if (other === row) return { ...own, target };
+  if (other === row) return { question: { ...own, target }, cosines };
   const control = await soft.sampleOf({ name, left, right, target, chunks: other.chunks }, samples, signal);
-  return { ...own, target, control };
+  return { question: { ...own, target, control: { sample: control.sample, soft: control.soft } }, cosines };
 }
 
 /** The encoder's embeddings and the projector that makes soft tokens of them. */
@@ -203,11 +218,15 @@ class Soft {
     await encodeChunks(rows, samples, this.#embeddings, onProgress, signal);
   }
 
-  async sampleOf(row: DataRow, samples: SampleMaker, signal: AbortSignal): Promise<Omit<Question, 'target'>> {
+  /** A sample with its soft tokens, and how alike they are. */
+  async sampleOf(row: DataRow, samples: SampleMaker, signal: AbortSignal) {
     const { embeddings, ...sample } = await samples.embedded(row, this.#embeddings);
-    const shape = [sample.softPositions.length, embeddings.length / sample.softPositions.length];
+    const count = sample.softPositions.length;
+    const shape = [count, embeddings.length / count];
     const out = await this.#projector.run({ embeddings: float32(shape, embeddings) }, ['soft_tokens'], signal);
-    return { sample, soft: out['soft_tokens']!.data as Float32Array };
+    const soft = out['soft_tokens']!.data as Float32Array;
+    const cosines = { cosine: meanCosine(soft, count), cosineOfEmbeddings: meanCosine(embeddings, count) };
+    return { sample, soft, cosines: count > 1 ? cosines : undefined };
   }
 
   async dispose(): Promise<void> {

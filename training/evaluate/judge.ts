@@ -26,6 +26,10 @@ export interface Judgement {
   readonly ce: number;
   /** The same of the control, where the question has one: what soft tokens give that say nothing of this sample. */
   readonly controlCe?: number;
+  /** Mean cosine between two of its soft tokens, where it has two; near 1 they say the same of every chunk. */
+  readonly cosine?: number;
+  /** The same between the embeddings of its chunks. */
+  readonly cosineOfEmbeddings?: number;
   /** The completion, cut to as many filled lines as the target has. */
   readonly text: string;
   /** By the paper's definition, of that text: 0 or 1, and from 0 to 1. */

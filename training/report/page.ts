@@ -18,9 +18,9 @@ export interface RunPicture {
   readonly ended: boolean;
   readonly alarm: string | undefined;
   readonly records: readonly Figures[];
-  /** The same chunks before and after the projector, one row each. */
+  /** The same chunks before and after the projector, one row each, and of what they are chunks. */
   readonly vectors:
-    | { readonly embeddings: readonly Float32Array[]; readonly soft: readonly Float32Array[] }
+    | { readonly embeddings: readonly Float32Array[]; readonly soft: readonly Float32Array[]; readonly of: string }
     | undefined;
 }
 
@@ -64,10 +64,10 @@ function chartOf(records: readonly Figures[], [title, names, scale = 1]: (typeof
   return lines.length === 0 ? '' : lineChart(title, 'step', lines);
 }
 
-function matrices({ embeddings, soft }: NonNullable<RunPicture['vectors']>): string {
+function matrices({ embeddings, soft, of }: NonNullable<RunPicture['vectors']>): string {
   const figure = (rows: readonly Float32Array[], what: string) =>
     `<figure><img src="${bitmap(cosines(rows), rows.length)}" alt="${what}"/><figcaption>${what}</figcaption></figure>`;
-  return `<h2>Pairwise cosines of ${soft.length} chunks of the validation</h2>
+  return `<h2>Pairwise cosines of ${soft.length} chunks of ${of}</h2>
 <div class="matrices">${figure(embeddings, 'Embeddings of the encoder')}${figure(soft, 'Soft tokens of the projector')}</div>
 <div class="scale"></div><div class="ends"><span>0 or less</span><span>1: the same direction</span></div>
 <p>A projector that keeps chunks apart has the structure of the encoder; one that has collapsed is 1 everywhere.</p>`;

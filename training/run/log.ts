@@ -21,7 +21,7 @@ export class RunLog {
   /**
    * Opens the log of a run that goes on after a number of steps: lines of later steps are removed, since these steps
    * are computed again. At 0 steps nothing is kept: the validation before the first step is made again as well.
-   * @param due whether the validation after the last step is to be made again, too
+   * @param due whether the projector is to be looked at again after the last step
    * @throws ServingError path_unusable
    */
   static async open(path: string, steps: number, due = false): Promise<RunLog> {
@@ -34,7 +34,7 @@ export class RunLog {
         .split('\n')
         .flatMap((line) => figuresOf(line) ?? [])
         .filter(({ step }) => steps > 0 && step <= steps)
-        .filter((figures) => !(due && figures.step === steps && 'validCe' in figures));
+        .filter((figures) => !(due && figures.step === steps && 'meanCosine' in figures));
       await writeWhole(path, kept.map((figures) => `${JSON.stringify(figures)}\n`).join(''));
       return kept;
     });

@@ -2,8 +2,9 @@
  * How much memory a run takes, by arithmetic, and how `--memory` is kept: first fewer rollouts decode together, then
  * activations are computed again instead of kept. Passes are of one sample each, so no batch can be made smaller.
  *
- * The arithmetic was checked against the peak of a process with the shape of Qwen2.5-Coder-0.5B: it is within 8 % for
- * prompts of 510 and 2,000 tokens, kept or computed again, in 32-bit floats and in 8 bits (test/training/run/memory).
+ * The arithmetic is compared with the peaks that `llavacode bench training` measures, for three shapes, two lengths of
+ * prompts, and weights in 32-bit floats and 8 bits: a run is not accepted with less than it took there
+ * (test/training/run/memory.test.ts).
  */
 import { positionBytes } from '../../services/lib/kv/layout.ts';
 import type { DecoderSpec } from '../../services/lib/model/checkpoint/spec.ts';
@@ -18,6 +19,14 @@ export const ROLLOUT_SLOTS = 16;
 const FLOAT = 4;
 /** Bytes of a weight of the layers in the file, in both directions together. */
 const MAPPED = { fp32: 4, fp16: 2, int8: 1, w8a8: 2 } as const satisfies Record<Frozen, number>;
+/**
+ * Bytes that a session with w8a8 keeps of each weight of its layers: one as it is packed. CPUs without instructions for
+ * 8-bit products (VNNI) multiply without sign, and their session has a copy in that form besides, which takes the place
+ * of the mapped file's; the rest is what the making of both leaves behind.
+ */
+const PACKED = 1.5;
+/** Matrices of attention, [heads, rows, rows], that are there at a time on the way back. */
+const SCORES = 5;
 /** Node.js, ONNX Runtime and the projector, in bytes. */
 const PROCESS = 0.15 * GIB;
 /** Share of the memory that the arithmetic may fill; the rest is for its error, and for the data set. */
@@ -58,8 +67,8 @@ function weightBytes({ hidden, layers, heads, kvHeads, headDim, intermediate, vo
   return {
     // All graphs of a run map one file, in which equal weights lie once. With w8a8 each direction has its own.
     mapped: MAPPED[frozen] * inLayers + FLOAT * inVocabulary,
-    /** What a session with w8a8 packs, to multiply by it. */
-    packed: (directions: number) => (packs ? directions * inLayers + FLOAT * hidden * vocab : 0),
+    /** What a session with w8a8 packs, to multiply by it, for each direction. */
+    packed: (directions: number) => (packs ? directions * (PACKED * inLayers + FLOAT * hidden * vocab) : 0),
     /** Two matrices of the MLP may lie widened at a time. */
     widened: frozen === 'fp16' || frozen === 'int8' ? 2 * FLOAT * hidden * intermediate : 0,
   };
@@ -77,7 +86,7 @@ export function trainingBytes(spec: Shape, need: MemoryNeed): number {
   const { mapped, packed, widened } = weightBytes(spec, frozen);
   const ofLayer = layerBytes(spec, rows);
   const kept = recompute ? ofLayer + layers * FLOAT * rows * 2 * hidden : layers * ofLayer;
-  const scores = 3 * FLOAT * heads * rows * rows; // of one layer at a time, on the way back
+  const scores = SCORES * FLOAT * heads * rows * rows; // of one layer at a time
   const losses = (teaches ? 7 : 3) * FLOAT * scored * vocab;
   const ofPass = packed(2) + widened + kept + scores + losses;
   // A session keeps what its passes took. Forward, one layer is there at a time.

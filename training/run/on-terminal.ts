@@ -9,6 +9,8 @@ import { type Progress, startProgress } from '../../services/lib/process/progres
  * 10 MB/s, and less than the 30 s after which Kubernetes kills a container.
  */
 const STOP_MS = 25_000;
+/** Where nobody watches, such as under nohup, a command says so often where it stands: 120 lines an hour. */
+const LINES_EVERY_MS = 30_000;
 
 /**
  * Runs a command with progress on stderr. Where Ctrl-C or SIGTERM stops it, the task keeps what it has done, and people
@@ -23,7 +25,7 @@ export async function onTerminal<T>(
   { to, json }: { readonly to: string; readonly json: string | undefined },
   task: (progress: Progress, signal: AbortSignal) => Promise<T>,
 ): Promise<void> {
-  const progress = startProgress(first);
+  const progress = startProgress(first, { linesEveryMs: LINES_EVERY_MS });
   const next = `the same command goes on with what is kept in --to ${to}`;
   const onLate = () => progress.warn(`not ended within ${STOP_MS / 1000} s, so its last work is not kept: ${next}`);
   try {

@@ -1,15 +1,24 @@
-/** How fast a run goes: tokens per second of its latest steps, and the time until its last one. */
+/** How fast a run goes: tokens per second of its latest steps, and the time until its end, validations included. */
 
 /** Steps over which the pace is measured, so that it follows a machine that becomes busy. */
 const LATEST = 20;
+/** Stops between steps over which their time is measured. */
+const LATEST_STOPS = 3;
 
 export class Pace {
   readonly #latest: { readonly ms: number; readonly tokens: number }[] = [];
+  readonly #stops: number[] = [];
 
-  /** Counts a step. Validations and checkpoints between steps do not count. */
+  /** Counts a step. */
   add(ms: number, tokens: number): void {
     this.#latest.push({ ms, tokens });
     if (this.#latest.length > LATEST) this.#latest.shift();
+  }
+
+  /** Counts a stop between two steps: a validation and a checkpoint. */
+  stopped(ms: number): void {
+    this.#stops.push(ms);
+    if (this.#stops.length > LATEST_STOPS) this.#stops.shift();
   }
 
   /** Whether a step was counted. */
@@ -17,12 +26,18 @@ export class Pace {
     return this.#latest.length > 0;
   }
 
-  /** Such as `512 tokens/s, 3 h 20 min left`. */
-  words(stepsLeft: number): string {
-    const ms = this.#latest.reduce((sum, step) => sum + step.ms, 0);
-    const tokens = this.#latest.reduce((sum, step) => sum + step.tokens, 0);
+  /**
+   * Such as `512 tokens/s, 3 h 20 min left`.
+   * @param stopsLeft stops that are still to come; they take no time until one was counted
+   */
+  words(stepsLeft: number, stopsLeft: number): string {
+    const sum = (values: readonly number[]) => values.reduce((total, value) => total + value, 0);
+    const ms = sum(this.#latest.map((step) => step.ms));
+    const tokens = sum(this.#latest.map((step) => step.tokens));
     const rate = (1000 * tokens) / Math.max(ms, 1e-9);
-    return `${rate.toFixed(rate < 10 ? 1 : 0)} tokens/s, ${duration((ms / this.#latest.length) * stepsLeft)} left`;
+    const ofStops = (sum(this.#stops) / Math.max(this.#stops.length, 1)) * stopsLeft;
+    const left = duration((ms / this.#latest.length) * stepsLeft + ofStops);
+    return `${rate.toFixed(rate < 10 ? 1 : 0)} tokens/s, ${left} left`;
   }
 }
 

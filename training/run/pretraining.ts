@@ -96,7 +96,7 @@ export async function pretrain(
       standing: NO_STANDING,
       due: checkpoint?.due,
       encoderSettings: embeddings.settings,
-      validate: undefined,
+      look: undefined,
       progress: told,
     };
     try {

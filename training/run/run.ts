@@ -8,12 +8,14 @@ import { type AdamState, rateAt } from '../step/optimizer.ts';
 import type { Tensors } from '../step/tensors.ts';
 import { judged, type Standing } from './best.ts';
 import { checkpointParameters, saveCheckpoint } from './checkpoints.ts';
+import { type Cosines, collapseAlarm, cosinesSchema, type PicturedVectors } from './cosines.ts';
 import { writeWhole } from './files.ts';
 import { RunLog } from './log.ts';
 import { Pace } from './pace.ts';
 import { writeProjector } from './projector-folder.ts';
 import type { TrainOptions } from './settings.ts';
-import { collapseAlarm, type PicturedVectors, type Validation } from './validation.ts';
+import { bar, lossWords } from './step-words.ts';
+import type { Validation } from './validation.ts';
 
 export interface TrainReport {
   /** Steps that were made. */
@@ -26,6 +28,16 @@ export interface TrainReport {
   readonly bestStep: number;
   /** The figures of that one. */
   readonly validation: Validation | undefined;
+  /** How alike its soft tokens are, where it was looked at. */
+  readonly cosines: Cosines | undefined;
+}
+
+/** What is found of the projector between two steps. */
+interface Looked {
+  /** Undefined where the run has no samples to validate on. */
+  readonly validation?: Validation;
+  readonly cosines: Cosines;
+  readonly vectors: PicturedVectors;
 }
 
 /** The figures of a step: its loss, the tokens that it took, and others for the log. */
@@ -34,7 +46,13 @@ export type StepFigures = { readonly loss: number; readonly tokens: number } & R
 /** What makes the steps of a run, of one sort of samples. */
 interface Stepper<S> {
   readonly optimizerState: AdamState;
-  step(samples: readonly S[], learningRate: number, signal: AbortSignal): Promise<StepFigures>;
+  /** @param onPass told how many of the samples went through the language model */
+  step(
+    samples: readonly S[],
+    learningRate: number,
+    signal: AbortSignal,
+    onPass: (done: number) => void,
+  ): Promise<StepFigures>;
 }
 
 interface RunParts<S> {
@@ -52,10 +70,8 @@ interface RunParts<S> {
   readonly encoderSettings: Embeddings['settings'];
   /** The samples of a step, counted from 0. */
   readonly batch: (step: number) => Promise<readonly S[]>;
-  /** Undefined where the run has no samples to validate on. */
-  readonly validate:
-    | (() => Promise<{ readonly validation: Validation; readonly vectors: PicturedVectors }>)
-    | undefined;
+  /** Looks at the projector as it is. Undefined for a stage before a run, which is looked at by its losses alone. */
+  readonly look: (() => Promise<Looked>) | undefined;
   readonly progress: Progress;
 }
 
@@ -63,8 +79,11 @@ export class Run<S> {
   readonly #parts: RunParts<S>;
   readonly #pace = new Pace();
   #standing: Standing;
-  /** Of the latest validation. */
-  #seen: { readonly alarm: string | undefined; readonly vectors: PicturedVectors } | undefined;
+  /** The latest look at the projector. */
+  #seen: (Looked & { readonly step: number; readonly alarm: string | undefined }) | undefined;
+  #log: RunLog | undefined;
+  /** What the progress said of the latest step. */
+  #told = '';
   /** Steps before the newest checkpoint; 0 where there is none. */
   #saved: number;
 
@@ -102,28 +121,34 @@ export class Run<S> {
       throw error;
     }
     const { best } = this.#standing;
+    const looked = this.#log?.records.findLast((figures) => cosinesSchema.safeParse(figures).success);
     return {
       steps: this.#steps,
       stoppedEarly: this.#steps < end,
       projector: join(to, 'projector'),
       bestStep: best?.step ?? this.#steps,
       validation: best?.validation,
+      cosines: cosinesSchema.optional().parse(best?.validation ?? looked),
     };
   }
 
   async #go(end: number, signal: AbortSignal): Promise<void> {
     const { options, trainer, batch, due = false } = this.#parts;
     const log = await RunLog.open(join(options.to, 'log.jsonl'), this.#steps, due);
+    this.#log = log;
     if (this.#steps === 0) {
-      await this.#validated(log);
+      const started = performance.now();
+      await this.#looked(log);
       await this.#report(log);
+      this.#pace.stopped(performance.now() - started);
     } else if (due) await this.#complete(log);
     else await this.#publish(); // a process that was killed may have saved a checkpoint and not its projector
     while (this.#steps < end && !this.#stale) {
       const step = this.#steps;
       const samples = await batch(step);
       const started = performance.now();
-      const figures = await trainer.step(samples, this.#rate(step), signal).catch((error) => this.#fail(error));
+      const onPass = (done: number) => this.#tellPass(done, samples.length);
+      const figures = await trainer.step(samples, this.#rate(step), signal, onPass).catch((error) => this.#fail(error));
       this.#pace.add(performance.now() - started, figures.tokens);
       await log.write({ step: step + 1, rate: this.#rate(step), ...figures });
       this.#tell(figures);
@@ -137,8 +162,10 @@ export class Run<S> {
   }
 
   async #complete(log: RunLog): Promise<void> {
-    await this.#validated(log);
+    const started = performance.now();
+    await this.#looked(log);
     await this.#save();
+    this.#pace.stopped(performance.now() - started);
     await this.#report(log);
   }
 
@@ -155,31 +182,45 @@ export class Run<S> {
     return learningRate * rateAt(step, { form: schedule, warmup: Math.ceil(warmup * steps), total: steps });
   }
 
-  #tell({ loss, ce, reward }: StepFigures): void {
+  #tell(figures: StepFigures): void {
     const { options, progress } = this.#parts;
-    const crossEntropy = ce === undefined ? '' : `, CE ${ce.toFixed(4)}`;
-    const rewarded = options.weights.reinforce === 0 ? '' : `, reward ${reward!.toFixed(3)}`;
-    progress.update(`${this.#where()}: loss ${loss.toFixed(4)}${crossEntropy}${rewarded}${this.#found()}`);
+    const made = this.#steps;
+    const step = `step ${made} of ${options.steps} ${bar(made, options.steps)}`;
+    // The stop after this step, if there is one, is still to come.
+    const where = `${step}, ${this.#paceWords(made - 1)}`;
+    this.#told = `${where}: ${lossWords(figures, options.weights)}${this.#found()}`;
+    progress.update(this.#told);
   }
 
-  /** The step, the pace, and the time that is left. */
-  #where(): string {
-    const { steps } = this.#parts.options;
-    const step = `step ${this.#steps} of ${steps}`;
-    return this.#pace.isKnown ? `${step}, ${this.#pace.words(steps - this.#steps)}` : step;
+  /** A step of a large model takes many minutes: how far it is. */
+  #tellPass(done: number, of: number): void {
+    this.#parts.progress.update(
+      `${this.#told}${this.#told && '; '}samples of step ${this.#steps + 1}: ${done} of ${of}`,
+    );
   }
 
-  /** The best validation so far. */
+  /** The pace, and the time that is left; empty before the first step. @param made steps whose stops are over */
+  #paceWords(made: number): string {
+    const { steps, every } = this.#parts.options;
+    if (!this.#pace.isKnown) return '';
+    const stops = made >= steps ? 0 : Math.ceil(steps / every) - Math.floor(made / every);
+    return this.#pace.words(steps - this.#steps, stops);
+  }
+
+  /** The latest validation and the best one. */
   #found(): string {
     const { best } = this.#standing;
-    return best === undefined ? '' : `; best: step ${best.step}, ${scoreWords(best.validation)}`;
+    const { step, validation } = this.#seen ?? {};
+    const latest = validation && step !== best?.step ? `; step ${step}: ${scoreWords(validation)}` : '';
+    return `${latest}${best === undefined ? '' : `; best: step ${best.step}, ${scoreWords(best.validation)}`}`;
   }
 
   async #report(log: RunLog): Promise<void> {
     const { to, steps } = this.#parts.options;
+    const pace = this.#paceWords(this.#steps);
     const page = runPage({
       folder: resolve(to),
-      state: `${this.#where()}${this.#found()}`,
+      state: `step ${this.#steps} of ${steps}${pace && ', '}${pace}${this.#found()}`,
       ended: this.#steps === steps || this.#stale,
       alarm: this.#seen?.alarm,
       records: log.records,
@@ -188,20 +229,24 @@ export class Run<S> {
     await writeWhole(join(to, 'report.html'), page);
   }
 
-  /** Validates, and remembers whether the projector is better than before. One without a step is never the best. */
-  async #validated(log: RunLog): Promise<void> {
-    const { validate, progress } = this.#parts;
-    if (validate === undefined) return;
+  /**
+   * Looks at the projector, and remembers whether its validation is better than those before. One without a step is
+   * never the best.
+   */
+  async #looked(log: RunLog): Promise<void> {
+    const { look, progress } = this.#parts;
+    if (look === undefined) return;
     const step = this.#steps;
-    const { validation, vectors } = await validate().catch((error) => this.#fail(error));
-    const alarm = collapseAlarm(validation);
-    this.#seen = { alarm, vectors };
-    await log.write({ step, ...validation, collapsed: alarm === undefined ? 0 : 1 });
+    const found = await look().catch((error) => this.#fail(error));
+    const { validation, cosines } = found;
+    const alarm = collapseAlarm(cosines);
+    this.#seen = { ...found, step, alarm };
+    await log.write({ step, ...(validation ?? cosines), collapsed: alarm === undefined ? 0 : 1 });
     if (alarm !== undefined) {
       progress.warn(`step ${step}: ${alarm}`);
       progress.start('training');
     }
-    if (step > 0) this.#standing = judged(this.#standing, step, validation);
+    if (validation && step > 0) this.#standing = judged(this.#standing, step, validation);
   }
 
   /** @param due whether the validation after the last step is still to be made */

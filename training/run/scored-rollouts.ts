@@ -1,9 +1,10 @@
 /** Rollouts with their rewards, for the steps of a run. */
 import { wordsAt } from '../../services/lib/numeric/random.ts';
+import { GREEDY } from '../../services/lib/request/next-token.ts';
 import type { Tokenizer } from '../../services/lib/text/tokenizer.ts';
 import type { BASELINES } from '../choices.ts';
 import { type LineScores, rolloutScores } from '../metrics/lines.ts';
-import type { Rollouts } from '../step/rollouts.ts';
+import { drawing, type Rollouts } from '../step/rollouts.ts';
 import type { Rollout, Sample } from '../step/rows.ts';
 
 /** What a rollout is worth: weights of its exact match and its edit similarity. */
@@ -54,18 +55,22 @@ export class ScoredRollouts {
    * greedy one's reward is the baseline: what is better than it becomes likelier, what is worse less likely (Rennie et
    * al., "Self-critical sequence training", CVPR 2017).
    * @param step the number of steps before this one
-   * @throws as {@link Rollouts.greedy}.
+   * @throws as {@link Rollouts.all}.
    */
   async rollOut(samples: Samples, soft: SoftTokens, step: number, signal?: AbortSignal): Promise<Rollout[]> {
-    const greedy = await this.#rollouts.greedy(samples, soft, signal);
-    if (this.#settings.baseline === 'none') {
+    const { baseline, seed } = this.#settings;
+    if (baseline === 'none') {
+      const greedy = await this.#rollouts.greedy(samples, soft, signal);
       return greedy.map((ids, i) => ({ ids, reward: this.#worth(ids, samples[i]!) }));
     }
-    const seeds = samples.map((_, i) => seedAt(this.#settings.seed, step * samples.length + i));
-    const drawn = await this.#rollouts.drawn(samples, soft, seeds, signal);
-    return drawn.map((ids, i) => {
-      const worth = this.#worth(ids, samples[i]!);
-      return { ids, worth, reward: worth - this.#worth(greedy[i]!, samples[i]!) };
+    const prompts = samples.map((sample, i) => {
+      const samplings = [GREEDY, drawing(seedAt(seed, step * samples.length + i))];
+      return { sample, soft: soft[i]!, samplings };
+    });
+    const found = await this.#rollouts.all(prompts, signal);
+    return found.map(([greedy, drawn], i) => {
+      const worth = this.#worth(drawn!, samples[i]!);
+      return { ids: drawn!, worth, reward: worth - this.#worth(greedy!, samples[i]!) };
     });
   }
 

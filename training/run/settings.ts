@@ -20,6 +20,8 @@ export interface TrainOptions {
   readonly encoderChoices: EncoderChoices;
   readonly data: string;
   readonly validation: string | undefined;
+  /** The most samples of it that are judged, evenly spaced; all where not given. */
+  readonly validationSamples?: number | undefined;
   /** Folder of the run. A run that lies there goes on. */
   readonly to: string;
   /** Folder of embeddings that several runs share; within that of the run where not given. */

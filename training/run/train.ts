@@ -38,6 +38,7 @@ import { type Companions, type EmbeddedSample, Trainer } from '../step/trainer.t
 import { NO_STANDING } from './best.ts';
 import { hasCheckpoint, latestCheckpoint } from './checkpoints.ts';
 import { Cleanup } from './cleanup.ts';
+import { WATCHED_SAMPLES, watch } from './cosines.ts';
 import { decisiveDevice, openTrainingDevice, sayPlacement } from './device.ts';
 import { EncodingAhead } from './encoding.ts';
 import { gradientCosine, LEAST_COSINE } from './gradient-check.ts';
@@ -50,7 +51,7 @@ import { distills, fitted, modelPlace } from './room.ts';
 import { Run, type TrainReport } from './run.ts';
 import { ScoredRollouts } from './scored-rollouts.ts';
 import { freezeSettings, type TrainOptions } from './settings.ts';
-import { validate } from './validation.ts';
+import { spaced, validate } from './validation.ts';
 
 /**
  * Trains, or goes on with the run that lies in the folder.
@@ -66,8 +67,7 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
   const samples = samplesOf(asked, tokenizer, spec);
   const data = samples.read(await readDataSet(asked.data, 'train'));
   const options = { ...asked, ...fitted(asked, spec), steps: stepsOf(asked, data.rows.length) };
-  const held =
-    options.validation === undefined ? undefined : samples.read(await readDataSet(options.validation, 'valid'));
+  const held = await heldOut(options, samples);
 
   const device = await openTrainingDevice(options, cleanup, progress);
   const shared = await SharedWeights.create(join(work, 'weights.bin'));
@@ -110,7 +110,6 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
   await encoding.until(-1, signal);
   if (state === undefined) await compareGradients(place, options, projector, () => embedded(checked), progress, signal);
   await shared.close(); // all graphs are open
-  const judged = judges && { projector, ...judges };
   const run = new Run<EmbeddedSample>({
     options,
     identity,
@@ -124,10 +123,41 @@ export async function train(asked: TrainOptions, progress: Progress, signal: Abo
       await encoding.until(step, signal);
       return embedded(rowsOf(step));
     },
-    validate: held && judged && (async () => validate(await embedded(held.rows), judged, signal)),
+    look: () => look({ options, data, held, judges, projector, encoding, embedded }, signal),
     progress,
   });
   return await run.all(signal); // what it needs is given back after it
+}
+
+/** What the run is validated on; undefined where nothing is. */
+async function heldOut({ validation, validationSamples }: TrainOptions, samples: SampleMaker) {
+  if (validation === undefined) return undefined;
+  const { digest, rows } = samples.read(await readDataSet(validation, 'valid'));
+  return { digest, rows: spaced(rows, validationSamples) };
+}
+
+interface LookParts {
+  readonly options: TrainOptions;
+  readonly data: DataSet;
+  readonly held: Pick<DataSet, 'rows'> | undefined;
+  readonly judges: Omit<Parameters<typeof validate>[1], 'projector'> | undefined;
+  readonly projector: TrainableProjector;
+  readonly encoding: EncodingAhead;
+  readonly embedded: (rows: readonly DataRow[]) => Promise<EmbeddedSample[]>;
+}
+
+/** Looks at the projector: by the validation, or without one at samples of the first steps, which the seed draws. */
+async function look({ options, data, held, judges, ...parts }: LookParts, signal: AbortSignal) {
+  const { projector, encoding, embedded } = parts;
+  if (held && judges) {
+    const found = await validate(await embedded(held.rows), { projector, ...judges }, signal);
+    return { ...found, cosines: found.validation };
+  }
+  const { batch, steps, seed } = options;
+  const count = Math.min(WATCHED_SAMPLES, data.rows.length, steps * batch);
+  await encoding.until(Math.ceil(count / batch) - 1, signal);
+  const rows = batchOf(0, count, data.rows.length, seed).map((i) => data.rows[i]!);
+  return await watch(await embedded(rows), projector, signal);
 }
 
 /** The parameters that a run begins with, and their digest where they are of a projector that was named. */

@@ -1,6 +1,10 @@
 /**
- * Continuations by the model that is trained on, for REINFORCE and for validations: greedy or drawn. All prompts of a
- * batch decode together, one slot of the KV pool each.
+ * Continuations by the model that is trained on, for REINFORCE and for validations: greedy or drawn. They decode
+ * together, one slot of the KV pool each. A slot whose sequence has ended takes the next one at once: another
+ * continuation of its prompt, whose keys and values are there, or another prompt.
+ *
+ * A step always computes all slots, those without a sequence too: what the last bits of a row are depends on the number
+ * of rows, so a sequence would else depend on how many others there are.
  */
 import { CPU, type Device } from '../../services/lib/engine/device.ts';
 import { DeviceKv } from '../../services/lib/engine/device-kv.ts';
@@ -24,8 +28,19 @@ interface RolloutSettings {
   readonly stopIds: ReadonlySet<number>;
 }
 
-/** How drawn rollouts are drawn: the authors' figures for self-critical training. */
-const DRAWN = { temperature: 0.9, topP: 0.9 };
+/** A prompt that is continued, once in each way. */
+export interface Continued {
+  readonly sample: Sample;
+  /** [soft, hidden] */
+  readonly soft: Float32Array;
+  readonly samplings: readonly Sampling[];
+}
+
+/**
+ * Tokens that are drawn, as likely as the model finds them at the authors' figures for self-critical training.
+ * @param seed whole number below 2^53: the same one draws the same tokens
+ */
+export const drawing = (seed: number): Sampling => ({ ...GREEDY, temperature: 0.9, topP: 0.9, seed });
 
 export class Rollouts {
   /** SHA-256 of the graph and its weights, in hex. */
@@ -64,81 +79,79 @@ export class Rollouts {
    * Continuations of the likeliest tokens.
    * @param soft [soft, hidden] of each sample
    * @returns the ids that follow each prompt
-   * @throws ServingError context_length_exceeded; training_diverged where the model gives a logit that is not a number;
-   *   the signal's reason
+   * @throws as {@link all}.
    */
-  greedy(samples: readonly Sample[], soft: readonly Float32Array[], signal?: AbortSignal): Promise<number[][]> {
-    return this.#all(samples, soft, () => GREEDY, signal);
+  async greedy(
+    samples: readonly Sample[],
+    soft: readonly Float32Array[],
+    signal?: AbortSignal,
+  ): Promise<(readonly number[])[]> {
+    const prompts = samples.map((sample, i) => ({ sample, soft: soft[i]!, samplings: [GREEDY] }));
+    return (await this.all(prompts, signal)).map(([ids]) => ids!);
   }
 
   /**
-   * Continuations of random tokens, as likely as the model finds them at {@link DRAWN}.
-   * @param seeds of each sample, whole numbers below 2^53: the same one draws the same tokens
-   * @throws as {@link greedy}.
+   * All continuations of all prompts. Each prompt is computed once, however often it is continued.
+   * @returns for each prompt, for each of its samplings: the ids that follow
+   * @throws ServingError context_length_exceeded; training_diverged where the model gives a logit that is not a number;
+   *   the signal's reason
    */
-  drawn(
-    samples: readonly Sample[],
-    soft: readonly Float32Array[],
-    seeds: readonly number[],
-    signal?: AbortSignal,
-  ): Promise<number[][]> {
-    return this.#all(samples, soft, (i) => ({ ...GREEDY, ...DRAWN, seed: seeds[i]! }), signal);
-  }
-
-  async #all(
-    samples: readonly Sample[],
-    soft: readonly Float32Array[],
-    sampling: (i: number) => Sampling,
-    signal?: AbortSignal,
-  ): Promise<number[][]> {
-    const found: number[][] = [];
-    const { slots } = this.#settings;
-    for (let start = 0; start < samples.length; start += slots) {
-      const part = samples.slice(start, start + slots).map((sample, i) => ({
-        sample,
-        soft: soft[start + i]!,
-        sampling: sampling(start + i),
-      }));
-      found.push(...(await this.#together(part, signal)));
-    }
-    return found;
-  }
-
-  async #together(sequences: readonly Sequence[], signal?: AbortSignal): Promise<number[][]> {
-    const { tokens, stopIds } = this.#settings;
-    const lengths = Int32Array.from(sequences, ({ sample }) => sample.promptIds.length);
-    const last = new Int32Array(sequences.length);
-    for (const [slot, { sample, soft }] of sequences.entries()) {
-      const { promptIds, softPositions } = sample;
-      const logits = await this.#session.chunk(
-        {
-          slot,
-          past: 0,
-          ids: Int32Array.from(promptIds),
-          soft: { positions: Int32Array.from(softPositions), vectors: soft },
-          logitRows: [promptIds.length - 1],
-        },
-        signal,
-      );
-      last[slot] = chosen(sequences[slot]!, logits.subarray(0, this.#vocab), 0);
-    }
-    const written: number[][] = sequences.map(() => []);
+  async all(prompts: readonly Continued[], signal?: AbortSignal): Promise<(readonly (readonly number[])[])[]> {
+    const { slots, tokens, stopIds } = this.#settings;
+    const found: (readonly Continuation[])[] = [];
+    /** By slot: what it continues, and what of its prompt is still to be continued. */
+    const running = new Array<Continuation>(slots);
+    const left: Continuation[][] = Array.from({ length: slots }, () => []);
+    const last = new Int32Array(slots).fill(NO_TOKEN);
+    const lengths = new Int32Array(slots);
+    const take = (slot: number, id: number) => {
+      const { ids } = running[slot]!;
+      ids.push(id);
+      last[slot] = ids.length === tokens || stopIds.has(id) ? NO_TOKEN : id;
+    };
     for (;;) {
-      for (const [slot, ids] of written.entries()) {
-        if (last[slot] === NO_TOKEN) continue;
-        ids.push(last[slot]!);
-        if (ids.length === tokens || stopIds.has(last[slot]!)) last[slot] = NO_TOKEN;
+      for (let slot = 0; slot < slots; slot++) {
+        while (last[slot] === NO_TOKEN) {
+          if (left[slot]!.length === 0 && found.length < prompts.length) {
+            found.push(await this.#begin(slot, prompts[found.length]!, signal));
+            left[slot]!.push(...found.at(-1)!);
+          }
+          const next = left[slot]!.shift();
+          lengths[slot] = next?.sample.promptIds.length ?? 0;
+          if (next === undefined) break;
+          running[slot] = next;
+          take(slot, next.first);
+        }
       }
-      if (last.every((id) => id === NO_TOKEN)) return written;
+      if (last.every((id) => id === NO_TOKEN)) return found.map((ofPrompt) => ofPrompt.map(({ ids }) => ids));
       signal?.throwIfAborted();
       const logits = await this.#session.step(last, lengths);
-      for (const [slot, ids] of written.entries()) {
-        if (last[slot] === NO_TOKEN) continue;
+      for (const [slot, id] of last.entries()) {
+        if (id === NO_TOKEN) continue;
         lengths[slot]!++;
         const row = logits.subarray(slot * this.#vocab, (slot + 1) * this.#vocab);
-        last[slot] = chosen(sequences[slot]!, row, ids.length);
+        take(slot, chosen(running[slot]!, row, running[slot]!.ids.length));
       }
     }
+  }
+
+  /** Computes a prompt in a slot. @returns its continuations, each with its first token */
+  async #begin(slot: number, { sample, soft, samplings }: Continued, signal?: AbortSignal): Promise<Continuation[]> {
+    const { promptIds, softPositions } = sample;
+    const chunk = {
+      slot,
+      past: 0,
+      ids: Int32Array.from(promptIds),
+      soft: { positions: Int32Array.from(softPositions), vectors: soft },
+      logitRows: [promptIds.length - 1],
+    };
+    const logits = await this.#session.chunk(chunk, signal);
+    return samplings.map((sampling) => ({
+      sample,
+      sampling,
+      first: chosen({ sample, sampling }, logits.subarray(0, this.#vocab), 0),
+      ids: [],
+    }));
   }
 
   async dispose(): Promise<void> {
@@ -150,16 +163,23 @@ export class Rollouts {
 /** Where rollouts decode: on WebGPU, else on the CPU. Attention of CUDA takes 16-bit floats only. */
 const deviceOf = ({ device }: ModelPlace): Device => (device?.kind === 'webgpu' ? device : CPU);
 
-interface Sequence {
+interface Continuation {
   readonly sample: Sample;
-  readonly soft: Float32Array;
   readonly sampling: Sampling;
+  /** Its first token, which the prompt's last logits give. */
+  readonly first: number;
+  /** Its tokens so far. */
+  readonly ids: number[];
 }
 
 const NO_HISTORY = new OutputHistory(); // without penalties nothing is read of it
 
 /** The token at a position of the rollout, from 0. */
-function chosen({ sample: { name }, sampling }: Sequence, logits: Float32Array, position: number): number {
+function chosen(
+  { sample: { name }, sampling }: Pick<Continuation, 'sample' | 'sampling'>,
+  logits: Float32Array,
+  position: number,
+): number {
   try {
     return sample(logits, sampling, position, NO_HISTORY).id;
   } catch (error) {

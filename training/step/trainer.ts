@@ -86,10 +86,16 @@ export class Trainer {
   /**
    * Changes the projector's parameters once, for the mean of the losses over the batch. Where it throws, they are as
    * they were.
+   * @param onPass told how many of the samples went through the language model
    * @throws ServingError sample_invalid, training_diverged, runtime_failed; the signal's reason.
    */
-  async step(batch: readonly EmbeddedSample[], learningRate: number, signal?: AbortSignal): Promise<StepReport> {
-    const { gradients, losses } = await this.gradients(batch, signal);
+  async step(
+    batch: readonly EmbeddedSample[],
+    learningRate: number,
+    signal?: AbortSignal,
+    onPass?: (done: number) => void,
+  ): Promise<StepReport> {
+    const { gradients, losses } = await this.gradients(batch, signal, onPass);
     const gradientNorm = clip(gradients, this.#settings.clipNorm);
     if (!Number.isFinite(gradientNorm)) {
       const names = await this.#culprits(batch, signal);
@@ -106,6 +112,7 @@ export class Trainer {
   async gradients(
     batch: readonly EmbeddedSample[],
     signal?: AbortSignal,
+    onPass?: (done: number) => void,
   ): Promise<{ gradients: Tensors; losses: Losses }> {
     const { weights } = this.#settings;
     const soft = await this.#softTokens(batch, signal);
@@ -116,9 +123,12 @@ export class Trainer {
     const share = 1 / batch.length;
     const losses = { ce: 0, reinforce: 0, kl: 0, alignment: 0, distill: 0, reward: 0, tokens: 0 };
     const softGradients: Float32Array[] = [];
+    let done = 0;
     const passes = await mapTogether(batch, this.#model.parallel, async (sample, i) => {
       const teacherLogp = weights.kl === 0 ? undefined : await this.#companions.teach!(sample, signal);
-      return this.#model.run(sample, soft[i]!, share, { rollout: rollouts?.[i], teacherLogp }, signal);
+      const found = await this.#model.run(sample, soft[i]!, share, { rollout: rollouts?.[i], teacherLogp }, signal);
+      onPass?.(++done);
+      return found;
     });
     for (const [i, sample] of batch.entries()) {
       const rollout = rollouts?.[i];

@@ -8,7 +8,7 @@ import ora from 'ora';
 export interface Progress {
   /** Begins a step. */
   start(text: string): void;
-  /** Changes the text of the step that runs. Nothing is written where nobody watches. */
+  /** Changes the text of the step that runs. Where nobody watches, see {@link startProgress}. */
   update(text: string): void;
   succeed(text: string): void;
   warn(text: string): void;
@@ -16,9 +16,21 @@ export interface Progress {
   fail(): void;
 }
 
+interface ProgressOptions {
+  readonly stream?: NodeJS.WritableStream;
+  /**
+   * Where nobody watches: ms after the latest line from which on a changed text is a line of its own, so that the log
+   * of a command of hours says where it stands. Without it changed texts are not written there.
+   */
+  readonly linesEveryMs?: number;
+  /** The monotonic clock, in ms. */
+  readonly now?: () => number;
+}
+
 /** @param text the first step. */
-export function startProgress(text: string, stream: NodeJS.WritableStream = process.stderr): Progress {
-  const progress = isWatched(stream) ? spinner(stream) : plainLines(stream);
+export function startProgress(text: string, options: ProgressOptions = {}): Progress {
+  const { stream = process.stderr, linesEveryMs = Number.POSITIVE_INFINITY, now = () => performance.now() } = options;
+  const progress = isWatched(stream) ? spinner(stream) : plainLines(stream, linesEveryMs, now);
   progress.start(text);
   return progress;
 }
@@ -48,19 +60,25 @@ function spinner(stream: NodeJS.WritableStream): Progress {
   };
 }
 
-function plainLines(stream: NodeJS.WritableStream): Progress {
+function plainLines(stream: NodeJS.WritableStream, linesEveryMs: number, now: () => number): Progress {
   let running: string | undefined;
+  let writtenMs = now();
+  const write = (mark: string, text: string) => {
+    writtenMs = now();
+    stream.write(`${mark} ${text}\n`);
+  };
   const end = (mark: string, text: string) => {
     running = undefined;
-    stream.write(`${mark} ${text}\n`);
+    write(mark, text);
   };
   return {
     start: (text) => {
       running = text;
-      stream.write(`- ${text}\n`);
+      write('-', text);
     },
     update: (text) => {
       running = text;
+      if (now() - writtenMs >= linesEveryMs) write('-', text);
     },
     succeed: (text) => end('✔', text),
     warn: (text) => end('⚠', text),

@@ -27,14 +27,25 @@ describe('bench training', () => {
       shape: ['tiny-coder', 'qwen2.5-coder-0.5b'],
       frozen: ['fp32', 'int8'],
       prompt: [510, 2000],
+      losses: ['ce'],
       pytorch: undefined,
     });
     expect(cells).toHaveLength(8);
     expect(cells[0]).toEqual({ shape: 'tiny-coder', frozen: 'fp32', prompt: 510 });
     expect(cells[1]).toEqual({ shape: 'tiny-coder', frozen: 'int8', prompt: 510 });
     expect(cells.at(-1)).toEqual({ shape: 'qwen2.5-coder-0.5b', frozen: 'int8', prompt: 2000 });
-    const beside = cellsOf({ shape: ['tiny-coder'], frozen: ['fp32'], prompt: [9], pytorch: 'python3' });
-    expect(beside.map(({ frozen }) => frozen)).toEqual(['fp32', 'pytorch']);
+    const beside = cellsOf({
+      shape: ['tiny-coder'],
+      frozen: ['fp32'],
+      prompt: [9],
+      losses: ['ce', 'joint'],
+      pytorch: 'python3',
+    });
+    expect(beside.map(({ frozen, losses }) => [frozen, losses])).toEqual([
+      ['fp32', undefined],
+      ['fp32', 'joint'],
+      ['pytorch', undefined],
+    ]);
   });
 
   test('the report has medians with their noise, and CPU time relative to the row in 32-bit floats', () => {
@@ -56,6 +67,19 @@ describe('bench training', () => {
     expect(TRAINING.headline({ cells, left })).toBe(
       'tiny-coder, fp32, prompt of 510: 2.00 samples/s; tiny-coder, w8a8, prompt of 510: 2.00 samples/s',
     );
+  });
+
+  test('a joint pass is compared with the sum of its two losses apart', () => {
+    const cells = [
+      cell({ seconds: [0.5], cpuSeconds: [1] }),
+      cell({ losses: 'reinforce', seconds: [0.5], cpuSeconds: [1.5] }),
+      cell({ losses: 'joint', seconds: [0.5], cpuSeconds: [1.25] }),
+      cell({ losses: 'joint', prompt: 2000 }),
+    ];
+    const { markdown } = TRAINING.report({ result: { cells, left: [] } });
+    expect(markdown).toContain('| 510 | ce | 2.00 | 1.00 | 1.00 to 1.00 | 2.00 | 1.00 × | — |');
+    expect(markdown).toContain('| 510 | joint | 2.00 | 1.25 | 1.25 to 1.25 | 2.50 | 1.00 × | 0.50 × |');
+    expect(markdown).toContain('| 2000 | joint | 2.00 | 0.70 | 0.60 to 0.80 | 1.20 | 1.00 × | — |');
   });
 
   test('beside PyTorch the report has the ratio to it, and its version', () => {

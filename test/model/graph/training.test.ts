@@ -1,12 +1,19 @@
 /**
- * The language model's gradient at its soft tokens: PyTorch's for Qwen2, that of finite differences for Llama and
- * Qwen3, and the same one whichever way it is computed.
+ * The gradient of every loss at the soft tokens: PyTorch's for Qwen2, that of finite differences for Llama and Qwen3,
+ * and the same one whichever way it is computed. What becomes of it in the projector, against PyTorch:
+ * test/training/step/trainer.test.ts.
  */
 import { afterAll, describe, expect, test } from 'vitest';
 import type { OrtSession, Tensor } from '../../../services/lib/engine/ort.ts';
 import { PROMPT_FORMATS } from '../../../services/lib/model/bundle/weight-formats.ts';
 import type { TensorSource } from '../../../services/lib/model/checkpoint/checkpoint.ts';
 import type { DecoderSpec } from '../../../services/lib/model/checkpoint/spec.ts';
+import type { Value } from '../../../services/lib/model/graph/graph.ts';
+import { projectorShapes } from '../../../services/lib/model/graph/projector.ts';
+import {
+  buildProjectorTraining,
+  buildTrainableProjector,
+} from '../../../services/lib/model/graph/projector-training.ts';
 import { buildTraining } from '../../../services/lib/model/graph/training.ts';
 import { wordsAt } from '../../../services/lib/numeric/random.ts';
 import { attentionBias, layOut, type Sample } from '../../../training/step/rows.ts';
@@ -56,6 +63,61 @@ function feeds(sample: Sample, soft: Float32Array, weight: number, rollout: read
 }
 const gradientOf = (out: Record<string, Tensor>) => out['soft_gradient']!.data as Float32Array;
 const logpOf = (out: Record<string, Tensor>) => out['token_logp']!.data as Float32Array;
+
+describe.each([2, 3] as const)('with the soft tokens of a projector of %i layers', (layers) => {
+  const [sample] = goldens.samples;
+  const [{ rollout_ids: rollout, reward }] = goldens.facts.samples as [(typeof goldens.facts.samples)[0]];
+  const rows = sample!.softPositions.length;
+  const { hidden, vocab } = goldens.spec;
+  const projectorInputs = async () => {
+    const { widths, parameters } = await goldens.projector(layers);
+    const shapes = projectorShapes({ widths });
+    const inputs = Object.fromEntries([...parameters].map(([name, data]) => [name, float32(shapes.get(name)!, data)]));
+    return { widths, inputs: { ...inputs, embeddings: float32([rows, widths[0]!], sample!.embeddings) } };
+  };
+  const wanted = (term: string) => goldens.tensor(`projector${layers}.${term}.soft_gradient`);
+
+  test.each(['ce', 'reinforce', 'kl'])('the gradient of %s at them is that of PyTorch', async (term) => {
+    const { widths, inputs } = await projectorInputs();
+    const projector = await loadGraph(buildTrainableProjector({ widths }), parent, `graph-${folders++}`);
+    const soft = (await projector.run(inputs))['soft_tokens']!.data as Float32Array;
+    projector.dispose();
+    const target = sample!.targetIds.length;
+    const scored = target + rollout.length;
+    const each = 1 / target;
+    const { joint } = feeds(sample!, soft, term === 'ce' ? each : 0, rollout, term === 'reinforce' ? reward : 0);
+    const teacher = new Float32Array(scored * vocab);
+    teacher.set(await goldens.tensor('sample0.teacher_logp'));
+    const given = {
+      ...joint,
+      teacher_logp: float32([scored, vocab], teacher),
+      kl_weights: float32([scored], new Float32Array(scored).fill(term === 'kl' ? each : 0, 0, target)),
+    };
+    const format = { ...FLOATS, joint: true, kl: true };
+    const out = await withGraph([goldens.spec, goldens.weights], format, (session) => session.run(given));
+    expect(relativeError(gradientOf(out), await wanted(term))).toBeLessThan(TOLERANCE);
+  });
+
+  test.each(['mse', 'frobenius'] as const)(
+    'the gradient of the alignment %s at them is that of PyTorch',
+    async (form) => {
+      const { widths, inputs } = await projectorInputs();
+      const graph = buildProjectorTraining({ widths }, rows, form);
+      // What goes backward through the projector: the gradient of the language model's losses, here 0, and this one.
+      const [backward] = graph.nodes.find(({ inputs }) => inputs.includes('soft_gradient'))!.outputs;
+      graph.output(backward as Value, 'float32', ['n', hidden]);
+      const session = await loadGraph(graph, parent, `graph-${folders++}`);
+      const out = await session.run({
+        ...inputs,
+        soft_gradient: float32([rows, hidden], new Float32Array(rows * hidden)),
+        alignment_weight: float32([], Float32Array.of(1)),
+      });
+      session.dispose();
+      const found = out[backward!]!.data as Float32Array;
+      expect(relativeError(found, await wanted(`align_${form}`))).toBeLessThan(TOLERANCE);
+    },
+  );
+});
 
 describe('the gradient of cross-entropy at the soft tokens', () => {
   const [sample] = goldens.samples;

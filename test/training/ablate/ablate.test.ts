@@ -57,7 +57,8 @@ describe('table 1', { timeout: TIMEOUT_MS }, () => {
   test('every row has figures with intervals, beside those of the paper', async () => {
     results = await ablate(LOSS_ROWS, whole, silent(), never);
     expect(results.rows.map(({ id }) => id)).toEqual(ids);
-    for (const { id, ce, em, es, paper, parameters, gain, ofChunks } of results.rows) {
+    const ofEncodings = new Set<number | undefined>();
+    for (const { id, ce, em, es, paper, parameters, gain, ofChunks, cosine, cosineOfEmbeddings } of results.rows) {
       for (const { mean, low, high } of [ce, em, es]) {
         expect(low).toBeLessThanOrEqual(mean);
         expect(mean).toBeLessThanOrEqual(high);
@@ -67,8 +68,13 @@ describe('table 1', { timeout: TIMEOUT_MS }, () => {
       // 2 layers from 64 to 64 with a norm between them.
       expect(parameters).toBe(id === 'none' || id === 'text' ? undefined : 2 * (64 * 64 + 64) + 2 * 64);
       expect(gain === undefined).toBe(id === 'none');
-      expect(ofChunks === undefined).toBe(id === 'none' || id === 'text');
+      for (const figure of [ofChunks, cosine, cosineOfEmbeddings]) {
+        expect(figure === undefined).toBe(id === 'none' || id === 'text');
+      }
+      if (cosineOfEmbeddings) ofEncodings.add(cosineOfEmbeddings.mean);
     }
+    expect(ofEncodings.size).toBe(1); // all rows have the same encoder, and projectors of their own
+    expect(new Set(results.rows.map(({ cosine }) => cosine?.mean)).size).toBe(ids.length - 1);
     // Each set of weights leads to another projector, which is judged otherwise.
     expect(new Set(results.rows.map(({ ce }) => ce.mean)).size).toBe(ids.length);
     expect(await readdir(join(whole.to, 'rows'))).toHaveLength(ids.length);
@@ -78,7 +84,7 @@ describe('table 1', { timeout: TIMEOUT_MS }, () => {
     const text = tableOf(results);
     const lines = text.split('\n');
     expect(lines[0]).toMatch(
-      /CE, R, A, KL.*Parameters.*CE .*paper.*CE, of its chunks.*EM %.*paper.*ES %.*paper.*EM gained/,
+      /CE, R, A, KL.*Parameters.*CE .*paper.*CE, of its chunks.*cosine.*of encodings.*EM %.*paper.*ES %.*paper.*EM gained/,
     );
     expect(lines.filter((line) => line.startsWith('|'))).toHaveLength(ids.length + 2);
     expect(lines.find((line) => line.includes('xRAG'))).toMatch(/1, 0, 0, 2.*8,448.*0\.84.*44\.00.*65\.50/);

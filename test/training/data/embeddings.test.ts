@@ -33,6 +33,65 @@ test('a chunk has an embedding for each of its soft tokens, kept apart from thos
   expect(digests[2]).not.toBe(digests[0]);
 });
 
+test('what is encoded is reported within a file, and kept file by file, so that a run that ends loses little', {
+  timeout: TRAINING_TIMEOUT_MS,
+}, async () => {
+  await using network = await openSourceNetwork(join(GOLDENS, 'qwen2-tied'));
+  const dir = join(folder, 'many');
+  const chunks = Array.from({ length: 600 }, (_, i) => ({ path: `${i}.py`, text: `a = ${i}${' + b'.repeat(40)}` }));
+  const opened = () => Embeddings.open(dir, network, { maxTokens: 32 }, { folder, threads: 1 });
+  const embeddings = await opened();
+  const files = async () => (await readdir(join(dir, embeddings.digest.slice(0, 16)))).length;
+  const whole = join(folder, 'undisturbed');
+  const other = await Embeddings.open(whole, network, { maxTokens: 32 }, { folder, threads: 1 });
+  await other.add(chunks, () => {});
+  const reports: number[] = [];
+  const stop = new AbortController();
+  const stopped = embeddings.add(
+    chunks,
+    (done) => {
+      reports.push(done);
+      if (done > 512) stop.abort(new Error('stopped'));
+    },
+    stop.signal,
+  );
+  try {
+    await expect(stopped).rejects.toThrow('stopped');
+    expect(reports.filter((done) => done <= 256).length).toBeGreaterThan(2);
+    expect(reports).toEqual(reports.toSorted((a, b) => a - b));
+    expect(await files()).toBe(2);
+    const again = await opened();
+    const left: number[] = [];
+    await again.add(chunks, (done) => left.push(done));
+    expect(left.at(-1)).toBe(600 - 512);
+    expect(await again.of(chunks.toReversed())).toEqual(await other.of(chunks.toReversed()));
+    await again.dispose();
+  } finally {
+    await embeddings.dispose();
+    await other.dispose();
+  }
+});
+
+test('a folder of more files than stay open is read', { timeout: TRAINING_TIMEOUT_MS }, async () => {
+  await using network = await openSourceNetwork(join(GOLDENS, 'qwen2-tied'));
+  const dir = join(folder, 'files');
+  const chunks = Array.from({ length: 70 }, (_, i) => ({ path: `${i}.py`, text: `a = ${i}` }));
+  const opened = () => Embeddings.open(dir, network, { maxTokens: 32 }, { folder, threads: 1 });
+  const first = await opened();
+  for (const chunk of chunks) await first.add([chunk], () => {});
+  const second = await opened();
+  try {
+    expect(await readdir(join(dir, first.digest.slice(0, 16)))).toHaveLength(70);
+    expect(await second.of(chunks)).toEqual(await first.of(chunks));
+    for (const i of [0, 65, 69]) {
+      expect(await second.of([chunks[i]!])).toEqual((await first.of(chunks)).slice(i * 64, (i + 1) * 64));
+    }
+  } finally {
+    await first.dispose();
+    await second.dispose();
+  }
+});
+
 test('two runs that share a folder at the same time keep what both have encoded', {
   timeout: TRAINING_TIMEOUT_MS,
 }, async () => {

@@ -13,7 +13,7 @@ import { never, row, writeRows } from '../../support/training.ts';
 
 const dir = await temporaryFolder();
 const data = join(dir, 'valid.jsonl');
-const ROWS = 20; // more than are judged together
+const ROWS = 34; // more than are judged before they are kept
 await writeRows(
   data,
   Array.from({ length: ROWS }, (_, i) => row(i)),
@@ -72,13 +72,13 @@ describe('an evaluation', { timeout: 120_000 }, () => {
     const stopped = options('none', 'stopped.jsonl');
     const controller = new AbortController();
     const stop = (text: string) => {
-      if (text.startsWith('judging 17')) controller.abort(new Error('stopped by the test'));
+      if (text.startsWith('judging 33')) controller.abort(new Error('stopped by the test'));
     };
     await expect(evaluate(stopped, stop, controller.signal)).rejects.toThrow('stopped by the test');
     await appendFile(stopped.to, '{"ce":1.25,"te');
     const judged: string[] = [];
     await evaluate(stopped, (text) => judged.push(text), never);
-    expect(judged.filter((text) => text.startsWith('judging'))).toEqual([`judging 17 of ${ROWS}`]);
+    expect(judged.filter((text) => text.startsWith('judging'))).toEqual([`judging 33 of ${ROWS}`]);
     expect(await readFile(stopped.to, 'utf8')).toBe(await readFile(join(dir, 'none.jsonl'), 'utf8'));
   });
 

@@ -98,6 +98,7 @@ describe('a page', () => {
     vectors: {
       embeddings: [Float32Array.of(1, 0), Float32Array.of(0, 1)],
       soft: [Float32Array.of(1), Float32Array.of(1)],
+      of: 'the validation',
     },
   };
 
@@ -111,6 +112,7 @@ describe('a page', () => {
     ]);
     expect(page).toContain('exact match');
     expect(page.match(/data:image\/bmp/g)).toHaveLength(2);
+    expect(page).toContain('Pairwise cosines of 2 chunks of the validation');
   });
 
   test('it is read again while the run goes on, shows its alarm, and loads nothing', () => {

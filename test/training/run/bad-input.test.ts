@@ -91,8 +91,8 @@ test('a sample with fewer chunks than others has fewer soft tokens, and is train
   const few = await writeRows(join(dir, 'few.jsonl'), rows);
   const run = options('few', { data: few, steps: 1, batch: 2 });
   await trained(run);
-  const [line] = (await resultsOf(run)).log;
-  expect(JSON.parse(line!)).toMatchObject({ step: 1, loss: expect.any(Number) });
+  const line = (await resultsOf(run)).log.map((one) => JSON.parse(one)).find(({ step }) => step === 1);
+  expect(line).toMatchObject({ loss: expect.any(Number) });
 });
 
 test('a checkpoint of another run is refused by name, and the run goes on without it', async () => {

@@ -1,7 +1,8 @@
 /** Which of two validations is better, and how long a run waits for one. */
 import { describe, expect, test } from 'vitest';
 import { isBetter, judged, NO_STANDING, type Standing } from '../../../training/run/best.ts';
-import { collapseAlarm, type Validation } from '../../../training/run/validation.ts';
+import { collapseAlarm } from '../../../training/run/cosines.ts';
+import { spaced, type Validation } from '../../../training/run/validation.ts';
 
 const figures = (validEm: number, validEs: number, validCe: number, meanCosine = 0.5): Validation => ({
   validEm,
@@ -33,6 +34,13 @@ describe('validations', () => {
       [2, 2],
       [5, 0],
     ]);
+  });
+
+  test('some samples of a validation are evenly spaced, so that those of all repositories are among them', () => {
+    const rows = Array.from({ length: 10 }, (_, i) => i);
+    expect(spaced(rows, undefined)).toEqual(rows);
+    expect(spaced(rows, 12)).toEqual(rows);
+    expect(spaced(rows, 4)).toEqual([0, 2, 5, 7]);
   });
 
   test('a collapsed projector is named with what to do, unless its embeddings are as alike', () => {

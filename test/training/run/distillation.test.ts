@@ -11,11 +11,11 @@ import type { TrainOptions } from '../../../training/run/settings.ts';
 import { GOLDENS } from '../../support/models.ts';
 import { killed, never, resultsOf, smallRuns, TRAINING_TIMEOUT_MS, trained } from '../../support/training.ts';
 
-const ROWS = 20; // more than complete together
+const ROWS = 68; // more than a group, which is four times what completes together
 const { dir, ...small } = await smallRuns(ROWS);
 const WEIGHTS = { ce: 0.5, reinforce: 0, kl: 0, alignment: 0.1, distill: 1 };
 const options = (name: string, changes: Partial<TrainOptions> = {}) =>
-  small.options(name, { batch: 7, weights: WEIGHTS, ...changes });
+  small.options(name, { batch: 23, weights: WEIGHTS, ...changes });
 interface Line {
   readonly key: string;
   readonly value: { readonly ids: number[] };
@@ -37,7 +37,7 @@ describe('distillation', { timeout: TRAINING_TIMEOUT_MS }, () => {
   test('its targets are the completions that the evaluator finds for the text arm, and its loss is logged', async () => {
     const run = options('whole');
     const { said } = await trained(run);
-    const figures = (await resultsOf(run)).log.map((line) => JSON.parse(line));
+    const figures = (await resultsOf(run)).log.map((line) => JSON.parse(line)).filter((line) => 'loss' in line);
     for (const { loss, ce, alignment, distill } of figures) {
       expect(distill).toBeGreaterThan(0);
       expect(loss).toBeCloseTo(0.5 * ce + 0.1 * alignment + distill, 5);
@@ -59,12 +59,12 @@ describe('distillation', { timeout: TRAINING_TIMEOUT_MS }, () => {
     expect(texts.map((text, i) => authorsScores(text, rows[i]!.target).text)).toEqual(
       judgements.map(({ text }) => text),
     );
-    expect(said).toContain(`completing with chunks as text: 16 of ${ROWS} samples`);
+    expect(said).toContain(`completing with chunks as text: 64 of ${ROWS} samples`);
   });
 
   test('a run that was killed while it completed, and while it trained, ends with the same bits', async () => {
     const run = options('killed');
-    await killed(run, 'completing with chunks as text: 16');
+    await killed(run, 'completing with chunks as text: 64');
     await killed(run, 'step 2 of 3');
     await trained(run);
     expect(await resultsOf(run)).toEqual(await resultsOf(options('whole')));
@@ -83,13 +83,13 @@ describe('distillation', { timeout: TRAINING_TIMEOUT_MS }, () => {
     await writeFile(
       path,
       lines
-        .slice(0, 17)
+        .slice(0, 65)
         .map((line) => `${JSON.stringify(line)}\n`)
         .join(''),
     );
     await appendFile(path, '{"key":"cut sh');
-    expect(await heard('damaged')).toEqual([`completing with chunks as text: 16 of ${ROWS} samples`]);
-    expect((await readFile(path, 'utf8')).split('\n')).toHaveLength(17 + 1 + 4 + 1);
+    expect(await heard('damaged')).toEqual([`completing with chunks as text: 64 of ${ROWS} samples`]);
+    expect((await readFile(path, 'utf8')).split('\n')).toHaveLength(65 + 1 + 4 + 1);
   });
 
   test('a run that sees a part of the samples completes those alone', async () => {

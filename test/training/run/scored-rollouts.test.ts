@@ -2,7 +2,7 @@
 import { describe, expect, test } from 'vitest';
 import type { Tokenizer } from '../../../services/lib/text/tokenizer.ts';
 import { ScoredRollouts } from '../../../training/run/scored-rollouts.ts';
-import type { Rollouts } from '../../../training/step/rollouts.ts';
+import type { Continued, Rollouts } from '../../../training/step/rollouts.ts';
 import type { Sample } from '../../../training/step/rows.ts';
 
 const END = 0;
@@ -11,17 +11,23 @@ const tokenizer = { decode: (ids: readonly number[]) => ids.map((id) => WORDS[id
 const samples: Sample[] = [0, 1].map((i) => ({ name: `${i}`, promptIds: [1], softPositions: [], targetIds: [1] }));
 const soft = samples.map(() => new Float32Array(0));
 const asked: (readonly number[])[] = [];
+const greedy = [
+  [2, END],
+  [1, 3, END],
+];
+const drawn = [
+  [1, END],
+  [2, END],
+];
 const rollouts = {
-  greedy: async () => [
-    [2, END],
-    [1, 3, END],
-  ],
-  drawn: async (_samples: unknown, _soft: unknown, seeds: readonly number[]) => {
-    asked.push(seeds);
-    return [
-      [1, END],
-      [2, END],
-    ];
+  greedy: async () => greedy,
+  all: async (prompts: readonly Continued[]) => {
+    expect(prompts.map(({ samplings }) => samplings.map(({ temperature }) => temperature))).toEqual([
+      [0, 0.9],
+      [0, 0.9],
+    ]);
+    asked.push(prompts.map(({ samplings }) => samplings[1]!.seed));
+    return prompts.map((_, i) => [greedy[i], drawn[i]]);
   },
 } as unknown as Rollouts;
 const scored = (reward: { em: number; es: number }, baseline: 'none' | 'scst', seed = 5) =>

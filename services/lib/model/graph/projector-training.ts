@@ -5,7 +5,7 @@
  * The alignment loss compares the pairwise cosines of a sample's k projected rows with those of its k embeddings, in
  * one of two forms: `frobenius`, (1/√2) · the Frobenius norm of the difference (the paper's equation 3), or `mse`, the
  * mean of its squares (the authors' code). At weight 0.1 the first kept tiny-coder's projections apart (mean cosine
- * 0.66) where the second let them collapse (0.88).
+ * 0.66) where the second let them collapse (0.88): one run of each with one seed, on 45 lines.
  *
  * Inputs: `embeddings` float32 [n, encoder dim] · each tensor of the projector under its name · `soft_gradient` float32
  * [n, hidden], the gradient that the language model's losses give the soft tokens · `alignment_weight` float32 scalar.
