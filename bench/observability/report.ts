@@ -74,7 +74,7 @@ function reportObservability({
         ],
       ),
       ...cpuOf(cpu),
-      `- Traces and scrapes cost at most ${percent(GOAL)} of TTFT: ${verdict(pairs)}${gatewayCpu(cpu).map((words) => `; ${words}`).join('')}`,
+      [`- Traces and scrapes cost at most ${percent(GOAL)} of TTFT: ${verdict(pairs)}`, ...gatewayCpu(cpu)].join('; '),
       'One completion whose decode worker was killed while it ran, as its trace shows it:',
     ].join('\n\n'),
     charts: trace.length === 0 ? [] : [waterfall(trace)],
