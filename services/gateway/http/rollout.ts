@@ -64,7 +64,7 @@ export function addRolloutRoutes(app: FastifyInstance, { rollout, rollouts, insp
       else if (body.action === 'rollback') await rollout.rollBack();
       else {
         const { action: _, ...asked } = body;
-        await rollout.start({ ...asked, fingerprint: await inspected(asked.bundle, inspect), promoted: false });
+        await rollout.start({ ...asked, fingerprint: await inspected(asked.bundle, inspect) });
       }
       return statusBody(rollout.status);
     },
