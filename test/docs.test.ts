@@ -127,7 +127,10 @@ function commandsIn(shell: string): string[][] {
   for (const [word] of shell.matchAll(WORD)) {
     if (word === '\\\n') continue;
     if (/^[\n|;&]$/.test(word)) commands.push([]);
-    else commands.at(-1)!.push(word.replace(QUOTED, (_, single?: string, double?: string) => single ?? double!.replace(/\\(.)/g, '$1')));
+    else
+      commands
+        .at(-1)!
+        .push(word.replace(QUOTED, (_, single?: string, double?: string) => single ?? double!.replace(/\\(.)/g, '$1')));
   }
   return commands.filter((words) => words.length > 0);
 }
@@ -227,7 +230,7 @@ describe('the documents', () => {
     const shown = DOCUMENTS.flatMap(({ path, text }) => requestsIn(text).map((request) => ({ path, ...request })));
     const pages = new Set(shown.map(({ path }) => path));
     expect([...pages]).toEqual(expect.arrayContaining(['README.md', 'deploy/KUBERNETES.md', 'docs/speculation.md']));
-    const { app } = await fakeGateway({ token: spelling('ab') });
+    const { app } = await fakeGateway({ token: spelling('ab'), capacity: 4_096 });
     const refused: string[] = [];
     for (const { path, url, body } of shown) {
       const answer = await app.inject({ method: 'POST', url, payload: body as object });

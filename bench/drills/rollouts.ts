@@ -56,8 +56,7 @@ export async function rollEach(
 }
 
 /** How long a member goes on serving after balancers and name servers were told that it leaves, in ms. */
-const preStopOf = (role: Role) =>
-  role === 'gateway' ? CHART_TIMES.gatewayPreStopMs : CHART_TIMES.workerPreStopMs;
+const preStopOf = (role: Role) => (role === 'gateway' ? CHART_TIMES.gatewayPreStopMs : CHART_TIMES.workerPreStopMs);
 
 const rolled = (role: Role): Drill => ({
   name: `rolling restart of ${role}`,

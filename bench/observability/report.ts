@@ -86,7 +86,9 @@ function gatewayCpu(cpu: readonly CpuOfRole[]): string[] {
   const gateway = cpu.find(({ role }) => role === 'gateway');
   if (gateway === undefined) return [];
   const { onMs, offMs } = gateway;
-  return [`the gateway's CPU time per request is ${figure(onMs)} ms with them and ${figure(offMs)} without (${change(1 - onMs / offMs)})`];
+  return [
+    `the gateway's CPU time per request is ${figure(onMs)} ms with them and ${figure(offMs)} without (${change(1 - onMs / offMs)})`,
+  ];
 }
 
 function cpuOf(cpu: readonly CpuOfRole[]): string[] {

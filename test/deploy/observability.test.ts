@@ -198,9 +198,13 @@ describe('alerts', () => {
 
 /** An error budget that burns: no run of a real system lasts for days. */
 interface Burn {
-  /** How many times too fast. */
+  /** Time without errors before it, long enough that the longest windows do not begin with it, in minutes. */
+  readonly calm: number;
+  /** How many times too fast it burns. */
   readonly factor: number;
   readonly minutes: number;
+  /** Pause between two looks of the rules, in minutes. */
+  readonly every: number;
   /** What fires in its last minutes; no other alert of a burn fires at any time. */
   readonly fires: readonly string[];
   /** What still fires so many minutes after its end. */
@@ -208,20 +212,25 @@ interface Burn {
 }
 
 const BURNS: Readonly<Record<string, Burn>> = {
-  'a page within a quarter of an hour': { factor: 100, minutes: 15, fires: ['14p4x'], later: [10, []] },
-  'a page within four hours': { factor: 10, minutes: 240, fires: ['6x'], later: [40, []] },
+  'a page at once': { calm: 1_800, factor: 100, minutes: 15, every: 5, fires: ['14p4x'], later: [10, []] },
+  'a page within hours': { calm: 2_880, factor: 10, minutes: 255, every: 15, fires: ['6x'], later: [45, []] },
   // Three times over a day is as much of the budget as once over three days, so the slower one fires as well.
-  'tickets within a day': { factor: 5, minutes: 16 * 60, fires: ['1x', '3x'], later: [130, ['1x']] },
-  'a ticket within two days': { factor: 2, minutes: 48 * 60, fires: ['1x'], later: [370, []] },
+  'tickets within a day': {
+    calm: 1_800,
+    factor: 5,
+    minutes: 960,
+    every: 30,
+    fires: ['1x', '3x'],
+    later: [150, ['1x']],
+  },
+  'a ticket within days': { calm: 1_800, factor: 2.5, minutes: 2_400, every: 60, fires: ['1x'], later: [420, []] },
 };
 
-/** Time without errors before a burn, as long as the longest window, in minutes. */
-const CALM = 3 * 24 * 60;
 /** Two scrapes are in the shortest window, wherever it begins. */
 const SCRAPE_MINUTES = 2.5;
 const PER_SCRAPE = 10_000;
 
-/** A counter as promtool takes it: what it grows by in each scrape, and in how many. */
+/** A counter as promtool takes it: what it grows by in each scrape, and for how many minutes. */
 function counter(...parts: readonly (readonly [by: number, minutes: number])[]): string {
   let value = 0;
   const written = parts.map(([by, minutes]) => {
@@ -233,9 +242,9 @@ function counter(...parts: readonly (readonly [by: number, minutes: number])[]):
   return ['0', ...written].join(' ');
 }
 
-/** A test of promtool: both objectives are missed at once, after three days in which they were kept. */
-function burnTest({ factor, minutes, fires, later: [wait, left] }: Burn) {
-  const grows = (calm: number, burning: number) => counter([calm, CALM], [burning, minutes], [calm, wait]);
+/** A test of promtool: both objectives are missed at once. */
+function burnTest({ calm, factor, minutes, every, fires, later: [wait, left] }: Burn) {
+  const grows = (kept: number, missed: number) => counter([kept, calm], [missed, minutes], [kept, wait]);
   const bad = (objective: keyof typeof OBJECTIVES) => Math.round(factor * (1 - OBJECTIVES[objective]) * PER_SCRAPE);
   const [failed, late] = [bad('availability'), bad('ttft')];
   const ended = (outcome: string) => `llavacode:arm_requests_total{arm="stable",outcome="${outcome}"}`;
@@ -248,10 +257,10 @@ function burnTest({ factor, minutes, fires, later: [wait, left] }: Burn) {
       factors.map((each) => ({ labels: `{alertname="Llavacode${name}Burn${each}"}`, value: 1 })),
     ),
   });
-  const [end, over] = [CALM + minutes, CALM + minutes + wait];
+  const [end, over] = [calm + minutes, calm + minutes + wait];
   return {
     rule_files: [RULES],
-    evaluation_interval: '5m',
+    evaluation_interval: `${every}m`,
     tests: [
       {
         interval: `${60 * SCRAPE_MINUTES}s`,
@@ -262,8 +271,8 @@ function burnTest({ factor, minutes, fires, later: [wait, left] }: Burn) {
           { series: `${first}_bucket{le="${TTFT_SECONDS}"}`, values: grows(PER_SCRAPE, PER_SCRAPE - late) },
         ],
         promql_expr_test: [
-          // The short window is full of the burn by then, and the long one is not.
-          expected(CALM + 5 * Math.floor(minutes / 15), []),
+          // The short window is full of the burn by then, or nearly, and the long one is not.
+          expected(calm + every * Math.floor(minutes / 3 / every), []),
           expected(end, fires),
           expected(over, left),
           expected(over, fires, `last_over_time(${firing}[${over}m])`),
@@ -274,12 +283,15 @@ function burnTest({ factor, minutes, fires, later: [wait, left] }: Burn) {
 }
 
 describe('burn rates', () => {
-  test.each(Object.entries(BURNS))('after days without errors a burn leads to %s, and to nothing else', async (_, burn) => {
-    const dir = await mkdtemp(join(tmpdir(), 'llavacode-burn-'));
-    onTestFinished(() => rm(dir, { recursive: true, force: true }));
-    await writeFile(join(dir, 'test.yml'), stringify(burnTest(burn), { lineWidth: 0 }));
-    expect(await promtool(['test', 'rules', 'test.yml'], dir)).toContain('SUCCESS');
-  });
+  test.each(Object.entries(BURNS))(
+    'after days without errors a burn leads to %s, and to nothing else',
+    async (_, burn) => {
+      const dir = await mkdtemp(join(tmpdir(), 'llavacode-burn-'));
+      onTestFinished(() => rm(dir, { recursive: true, force: true }));
+      await writeFile(join(dir, 'test.yml'), stringify(burnTest(burn), { lineWidth: 0 }));
+      expect(await promtool(['test', 'rules', 'test.yml'], dir)).toContain('SUCCESS');
+    },
+  );
 
   test('each burn rate fires in one of them', () => {
     const fired = Object.values(BURNS).flatMap(({ fires }) => fires);

@@ -239,9 +239,7 @@ export class WorkerPool {
     // In a worker that computes the prompt itself a second sequence does not wait for a slot.
     const isLocal = decode?.address === prefill.address;
     const worker = isLocal
-      ? this.#decode
-          .ready(request.positions)
-          .find((each) => each.address === prefill.address && freeSlots(each) > 0)
+      ? this.#decode.ready(request.positions).find((each) => each.address === prefill.address && freeSlots(each) > 0)
       : this.#readyToDecode(request)[0];
     return worker && this.#decode.lease(worker, 1);
   }

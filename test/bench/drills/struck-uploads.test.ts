@@ -17,7 +17,11 @@ describe('an upload that is struck', () => {
    * @param after what is wrong with the answers after them.
    * @param before is done before each of them begins.
    */
-  async function strike(outcome: string | object, after: { tokens?: number[]; version?: string } = {}, before?: () => Promise<unknown>) {
+  async function strike(
+    outcome: string | object,
+    after: { tokens?: number[]; version?: string } = {},
+    before?: () => Promise<unknown>,
+  ) {
     const path = await mkdtemp(join(tmpdir(), 'llavacode-struck-'));
     onTestFinished(() => rm(path, { recursive: true, force: true }));
     await writeFile(join(path, 'a.py'), 'print(1)\n');
