@@ -12,7 +12,7 @@ export type RolloutAction =
   | {
       readonly action: 'start';
       readonly bundle: string;
-      /** In percent. Like the fields below it stays as it is for a bundle that is the candidate already, if undefined. */
+      /** In percent. undefined: as it is, for a bundle that is the candidate already. So are the fields below. */
       readonly share: number | undefined;
       readonly by: string | undefined;
       /** host:port; '' ends the making of side indexes. */

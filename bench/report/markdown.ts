@@ -29,8 +29,8 @@ export const percent = (share: number | undefined, digits = 0) =>
 const USUAL_COVERAGE = 0.95;
 
 /**
- * The bounds of an interval, like `1.01 to 1.57`; with few samples also the probability that it has in place of 95 %, like
- * `1.01 to 1.57 at 88 %`.
+ * The bounds of an interval, like `1.01 to 1.57`; with few samples also the probability that it has in place of 95 %,
+ * like `1.01 to 1.57 at 88 %`.
  */
 export function bounds({ low, high, coverage }: Interval, write: (value: number) => string = figure): string {
   const range = `${write(low)} to ${write(high)}`;

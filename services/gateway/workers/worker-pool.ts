@@ -427,8 +427,9 @@ function without<C extends Describable>(
 }
 
 /**
- * Time that a step of a decode worker takes with one sequence more than it has, in ms, as it has measured it: that of the
- * next larger size where it has made no step of that one, else of the largest that it has made; 0 where it has made none.
+ * Time that a step of a decode worker takes with one sequence more than it has, in ms, as it has measured it: that of
+ * the next larger size where it has made no step of that one, else of the largest that it has made; 0 where it has
+ * made none.
  */
 function nextStepMs({ description, totalLoad }: Worker<DecodeClient>): number {
   const { stepMs = [], slots = 0 } = description ?? {};
