@@ -289,20 +289,21 @@ async function buildRollout(command: Command): Promise<void> {
       '--json <file>',
       'write what the gateway said there',
     );
+  const atFirst = (value: string) => `${value} at first, and then what it was`;
   (await word('start', 'serve a bundle for a share of the requests, or change the share'))
     .requiredOption('--bundle <dir>', 'folder of the bundle, on every gateway')
-    .option('--canary <percent>', 'share of the requests that it gets', '5')
+    .option('--canary <percent>', `share of the requests that it gets (${atFirst('5')})`)
     .addOption(
-      new Option('--by <what>', 'what stays with one bundle').choices(['session', 'tenant']).default('session'),
+      new Option('--by <what>', `what stays with one bundle (${atFirst('session')})`).choices(['session', 'tenant']),
     )
     .option(
       '--reembed-by <address>',
-      'host:port of an indexer of the bundle, where its encoder or projector is another',
-      '',
+      `host:port of an indexer of the bundle, where its encoder or projector is another (${atFirst('none')}; empty: none)`,
     )
-    .action(async ({ bundle, canary, by, reembedBy: indexer, ...flags }) =>
-      run({ action: 'start', bundle, share: Number(canary), by, indexer }, flags),
-    );
+    .action(async ({ bundle, canary, by, reembedBy: indexer, ...flags }) => {
+      const share = canary === undefined ? undefined : Number(canary);
+      await run({ action: 'start', bundle, share, by, indexer }, flags);
+    });
   (await word('status', 'say how the rollout stands')).action((flags) => run({ action: 'status' }, flags));
   (await word('promote', 'let the bundle serve all requests')).action((flags) => run({ action: 'promote' }, flags));
   (await word('rollback', 'let the bundle that the gateways were started with serve all requests')).action((flags) =>

@@ -12,9 +12,11 @@ export type RolloutAction =
   | {
       readonly action: 'start';
       readonly bundle: string;
-      readonly share: number;
-      readonly by: string;
-      readonly indexer: string;
+      /** In percent. undefined: as it is, for a bundle that is the candidate already. So are the fields below. */
+      readonly share: number | undefined;
+      readonly by: string | undefined;
+      /** host:port; '' ends the making of side indexes. */
+      readonly indexer: string | undefined;
     };
 
 /** What `/v1/rollout` answers. */

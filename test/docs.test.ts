@@ -1,6 +1,6 @@
 /**
- * The documents name only things that exist: targets of links, paths in backticks, and flags. Generated blocks are left
- * out.
+ * The documents name only things that exist: targets of links, paths in backticks, and flags; and what they send to the
+ * gateway is what it takes. Generated blocks are left out.
  */
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
@@ -12,6 +12,7 @@ import { PACKAGE_ROOT } from '../services/lib/process/package-root.ts';
 import { SETTINGS } from '../services/settings.ts';
 import { sweepCommand, trainCommand } from '../training/command.ts';
 import { datasetCommand } from '../training/dataset-command.ts';
+import { type Answer, fakeGateway, spelling } from './support/fake-gateway.ts';
 
 interface Document {
   /** Path from the repository's root. */
@@ -110,6 +111,45 @@ const peerOptions = () =>
     /'?([a-z][a-z-]*)'?: \{ type:/g,
   ).map((name) => `--${name}`);
 
+/** A request that a document shows. */
+interface Shown {
+  readonly url: string;
+  readonly body: unknown;
+}
+
+const BLOCK = /^```(\w*)\n([\s\S]*?)^```/gm;
+const WORD = /\\\n|\n|[|;&]|(?:'[^']*'|"(?:\\[\s\S]|[^"\\])*"|\\[\s\S]|[^\s'"\\|;&])+/g;
+const QUOTED = /'([^']*)'|"((?:\\[\s\S]|[^"\\])*)"/g;
+
+/** The commands of a block for a shell, as words without their quotes. Variables stay as they are written. */
+function commandsIn(shell: string): string[][] {
+  const commands: string[][] = [[]];
+  for (const [word] of shell.matchAll(WORD)) {
+    if (word === '\\\n') continue;
+    if (/^[\n|;&]$/.test(word)) commands.push([]);
+    else
+      commands
+        .at(-1)!
+        .push(word.replace(QUOTED, (_, single?: string, double?: string) => single ?? double!.replace(/\\(.)/g, '$1')));
+  }
+  return commands.filter((words) => words.length > 0);
+}
+
+/** What the curl commands of a document send, and its bodies of completions that stand alone. */
+const requestsIn = (text: string): Shown[] =>
+  [...text.matchAll(BLOCK)].flatMap(([, language, block = '']) => {
+    if (language === 'json') {
+      const body = JSON.parse(block) as object;
+      return 'prompt' in body ? [{ url: '/v1/completions', body }] : [];
+    }
+    if (language !== 'sh') return [];
+    return commandsIn(block).flatMap((words) => {
+      const [data, url] = [words.indexOf('-d'), words.find((word) => word.startsWith('http'))];
+      if (words[0] !== 'curl' || data < 0 || url === undefined) return [];
+      return [{ url: new URL(url).pathname, body: JSON.parse(words[data + 1]!) as unknown }];
+    });
+  });
+
 describe('the documents', () => {
   it('the reader of this test finds links, paths, flags and anchors', () => {
     const text = 'See [a](x.md#b-c), `services/cli.ts --json FILE` and\n```sh\n# no heading\n```\n## B, c\n';
@@ -167,5 +207,37 @@ describe('the documents', () => {
       ...FOREIGN_FLAGS,
     ]);
     expect(offenders(({ text }) => all(text, FLAG).filter((flag) => !known.has(flag)))).toEqual([]);
+  });
+
+  it('the reader of this test finds what curl sends', () => {
+    const text = [
+      '```sh',
+      `cd x && curl -s http://127.0.0.1/v1/a -H "x: \\"$KEY\\"" \\`,
+      `  -d '{"prompt":"a\\n|b",\n"n":1}' | jq .`,
+      'curl http://127.0.0.1/livez',
+      '```',
+      '```json',
+      '{ "prompt": "c" }',
+      '```',
+    ];
+    expect(requestsIn(text.join('\n'))).toEqual([
+      { url: '/v1/a', body: { prompt: 'a\n|b', n: 1 } },
+      { url: '/v1/completions', body: { prompt: 'c' } },
+    ]);
+  });
+
+  it('every body that the documents send is one that its route takes', async () => {
+    const shown = DOCUMENTS.flatMap(({ path, text }) => requestsIn(text).map((request) => ({ path, ...request })));
+    const pages = new Set(shown.map(({ path }) => path));
+    expect([...pages]).toEqual(expect.arrayContaining(['README.md', 'deploy/KUBERNETES.md', 'docs/speculation.md']));
+    const { app } = await fakeGateway({ token: spelling('ab'), capacity: 4_096 });
+    const refused: string[] = [];
+    for (const { path, url, body } of shown) {
+      const answer = await app.inject({ method: 'POST', url, payload: body as object });
+      // No repository is indexed here; that it is asked for is right.
+      const isTaken = answer.statusCode === 200 || answer.json<Answer>().error?.code === 'repo_not_found';
+      if (!isTaken) refused.push(`${path}: ${url}: ${answer.body}`);
+    }
+    expect(refused).toEqual([]);
   });
 });

@@ -1,12 +1,17 @@
 /** `llavacode rollout` against a gateway that listens. */
+import { execFile } from 'node:child_process';
 import { once } from 'node:events';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
+import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
+import { promisify } from 'node:util';
 import { expect, onTestFinished, test, vi } from 'vitest';
+import { PACKAGE_ROOT } from '../services/lib/process/package-root.ts';
 import { runRollout } from '../services/rollout-command.ts';
 import { listeningGateway, spelling } from './support/fake-gateway.ts';
 
+const CLI = join(PACKAGE_ROOT, 'dist/services/cli.js');
 const SIGNAL = new AbortController().signal;
 const FINGERPRINT = 'c'.repeat(64);
 
@@ -20,7 +25,7 @@ function printed() {
 const configOf = (url: string) => ({ url, apiKey: 'k', apiKeyFile: '' });
 
 async function gateway() {
-  const { port } = await listeningGateway(
+  const { port, rollout } = await listeningGateway(
     { token: spelling('x') },
     {
       rollouts: true,
@@ -30,11 +35,11 @@ async function gateway() {
       },
     },
   );
-  return configOf(`http://127.0.0.1:${port}/`);
+  return { config: configOf(`http://127.0.0.1:${port}/`), rollout };
 }
 
 test('the command starts a rollout, says how it stands and rolls back', async () => {
-  const [config, lines] = [await gateway(), printed()];
+  const [{ config }, lines] = [await gateway(), printed()];
   await runRollout(config, { action: 'status' }, SIGNAL);
   expect(lines.at(-1)).toBe(`no rollout: ${'f'.repeat(16)}… serves all requests\n`);
   const start = { action: 'start', bundle: '/bundles/next', share: 7, by: 'tenant', indexer: '' } as const;
@@ -47,6 +52,20 @@ test('the command starts a rollout, says how it stands and rolls back', async ()
   expect(lines.at(-1)).toMatch(/^preparing \/bundles\/next \(c{16}…\); it serves nothing yet: /);
   await expect(runRollout(config, { action: 'promote' }, SIGNAL)).rejects.toMatchObject({ code: 'invalid_request' });
   expect(await runRollout(config, { action: 'rollback' }, SIGNAL)).toMatchObject({ phase: 'none', candidate: null });
+});
+
+test('options that are left out are not sent, so a larger share keeps the indexer and whose share it is', async () => {
+  const { config, rollout } = await gateway();
+  const given = async (...words: string[]) => {
+    const all = [CLI, 'rollout', 'start', '--url', config.url, '--api-key', config.apiKey, '--bundle', '/bundles/next'];
+    await promisify(execFile)(process.execPath, [...all, ...words]);
+    const { indexer, share, by } = rollout.status.state!;
+    return { indexer, share, by };
+  };
+  const asked = { indexer: '127.0.0.1:9', share: 0, by: 'tenant' };
+  expect(await given('--canary', '0', '--reembed-by', '127.0.0.1:9', '--by', 'tenant')).toEqual(asked);
+  expect(await given('--canary', '5')).toEqual({ ...asked, share: 5 });
+  expect(await given('--reembed-by', '')).toEqual({ ...asked, share: 5, indexer: '' });
 });
 
 test('what is served by whom is said in words', async () => {

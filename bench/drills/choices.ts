@@ -48,7 +48,7 @@ export async function sendChoices(door: Door, reference: ChoicesReference, start
     const answer = await complete(door, reference.body);
     const endedMs = now();
     const received = idsOf(answer);
-    const degraded = answer.rag?.degraded !== undefined;
+    const degraded = answer.rag?.degraded;
     const expected = degraded ? reference.withoutContext : reference.tokenIds;
     const total = (count: (i: number) => number) =>
       Array.from({ length: Math.max(received.length, expected.length) }, (_, i) => count(i)).reduce((a, b) => a + b, 0);

@@ -55,26 +55,35 @@ export async function rollEach(
   return `${members.length} drained with exit code 0`;
 }
 
+/** How long a member goes on serving after balancers and name servers were told that it leaves, in ms. */
+const preStopOf = (role: Role) => (role === 'gateway' ? CHART_TIMES.gatewayPreStopMs : CHART_TIMES.workerPreStopMs);
+
 const rolled = (role: Role): Drill => ({
   name: `rolling restart of ${role}`,
-  disturb: (scene) =>
-    rollEach(scene, role, role === 'gateway' ? CHART_TIMES.gatewayPreStopMs : CHART_TIMES.workerPreStopMs),
+  disturb: (scene) => rollEach(scene, role, preStopOf(role)),
 });
 
 const scaledDown = (role: Role): Drill => ({
   name: `scale-down of ${role}`,
-  disturb: (scene) => rollEach(scene, role, CHART_TIMES.workerPreStopMs, 1000 * scene.seconds),
+  disturb: (scene) => rollEach(scene, role, preStopOf(role), 1000 * scene.seconds),
 });
+
+/** An upload begins while the indexer still serves, and is under way when it is told to stop. */
+const rolledIndexer: Drill = {
+  name: 'rolling restart of indexer',
+  disturb: (scene) => {
+    const preStop = () => sleep(preStopOf('indexer'));
+    return strikeUploads(scene, (member) => member.process.restart(), 1, preStop);
+  },
+};
 
 /** Drills on two gateways behind a balancer, with pools for prefill and decode. */
 export const ROLLOUT_DRILLS: readonly Drill[] = [
   rolled('gateway'),
   rolled('prefill'),
   rolled('decode'),
-  {
-    name: 'rolling restart of indexer',
-    disturb: (scene) => strikeUploads(scene, (member) => member.process.restart(), 1),
-  },
+  rolledIndexer,
+  scaledDown('gateway'),
   scaledDown('prefill'),
   scaledDown('decode'),
 ];

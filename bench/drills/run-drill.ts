@@ -48,7 +48,13 @@ export async function runDrill(
   const records = [...(await traffic), ...(await Promise.all(sent))];
   const remains = await fleet.settle();
   const result = judge(drill, records, marks, [broken, remains].filter((text) => text !== '').join('; '));
-  const degraded = records.filter((record) => record.degraded).length;
-  const without = degraded > 0 ? `${degraded} answered without context` : '';
-  return { ...result, note: [note, without].filter((text) => text !== '').join('; ') };
+  return { ...result, note: [note, withoutContext(records)].filter((text) => text !== '').join('; ') };
+}
+
+/** How many answers had no context, and why; '' where all had it. */
+function withoutContext(records: readonly StreamRecord[]): string {
+  const counts = new Map<string, number>();
+  for (const { degraded } of records) if (degraded) counts.set(degraded, (counts.get(degraded) ?? 0) + 1);
+  if (counts.size === 0) return '';
+  return `answered without context: ${[...counts].map(([reason, count]) => `${count} (${reason})`).join(', ')}`;
 }

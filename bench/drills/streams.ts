@@ -38,8 +38,8 @@ export interface StreamRecord {
   readonly doubled: number;
   /** Longest time between two tokens. */
   readonly longestGapMs: number;
-  /** Whether it ended well, but without the context that it asked for. */
-  readonly degraded?: boolean;
+  /** Why it ended well, but without the context that it asked for. */
+  readonly degraded?: string | undefined;
   /** The tokens received and expected, for a stream that ended well with wrong tokens. */
   readonly difference?: Difference;
 }
@@ -183,7 +183,7 @@ export async function sendStream(
     expected = answerOf(reference, rag, received);
     const lost = expected.length - commonStart(received, expected);
     const difference = { path: reference.body.rag?.path, received: [received], expected: [expected] };
-    const ended = { ...known(), outcome: 'ok', lost, degraded: rag?.degraded !== undefined } as const;
+    const ended = { ...known(), outcome: 'ok', lost, degraded: rag?.degraded } as const;
     return lost > 0 || ended.doubled > 0 ? { ...ended, difference } : ended;
   } catch (error) {
     // The context of a stream that broke off is not known: its tokens must fit one of the answers.

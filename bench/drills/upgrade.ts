@@ -130,17 +130,17 @@ async function upgrade({ fleet, candidate, seconds, mark, burst }: Scene, rollba
   const [gateway] = fleet.of('gateway');
   const address = gateway!.process.address;
   const indexer = fleet.of('indexer').at(-1)!.link!.address;
-  const start = (share: number) => askRollout(fleet, address, { action: 'start', bundle: candidate, indexer, share });
+  const start = (asked: object) => askRollout(fleet, address, { action: 'start', bundle: candidate, ...asked });
   mark();
-  await start(0);
+  await start({ indexer, share: 0 });
   const embeddedMs = await rolloutReached(fleet, 'indexed for the candidate', ({ phase, index }) => {
     return phase === 'canary' && index !== null && index.repositories > 0 && index.current === index.repositories;
   });
-  await start(CANARY);
+  await start({ share: CANARY });
   await sleep(1000 * seconds);
   mark();
   await askRollout(fleet, address, { action: 'promote' });
-  await rolloutReached(fleet, 'promoted', ({ phase }) => phase === 'promoted');
+  await rolloutReached(fleet, 'promoted', ({ phase, index }) => phase === 'promoted' && index !== null);
   await burst();
   await sleep(1000 * seconds);
   mark();

@@ -1,6 +1,6 @@
 /** The reports of `bench engine` and `bench handoff`. */
 import { DEFINITIONS } from '../measure/latency.ts';
-import { figure, mebibytes, table } from '../report/markdown.ts';
+import { bounds, figure, mebibytes, table } from '../report/markdown.ts';
 import type { Bench, Report } from '../report/report.ts';
 import type { HandoffResult } from './handoff.ts';
 import type { ProcessMemory } from './memory.ts';
@@ -32,7 +32,7 @@ function reportEngine({ loadMs, memory, verify, cells }: EngineResult): Report {
   const rows = cells.map((cell) => [
     nameOf(cell),
     figure(cell.medianMs),
-    `${figure(cell.interval.low)}–${figure(cell.interval.high)}`,
+    bounds(cell.interval),
     figure(cell.tokensPerSecond),
   ]);
   const held = (at: string, { rss, pss, anonymous }: ProcessMemory) => [at, ...[rss, pss, anonymous].map(mebibytes)];
@@ -70,8 +70,8 @@ export const ENGINE_AGAINST: Bench<AgainstResult> = {
     const rows = cells.map((cell) => [
       nameOf(cell),
       ratio(cell.ratio),
-      `${ratio(cell.interval.low)}–${ratio(cell.interval.high)}`,
-      `${ratio(cell.quartiles.low)}–${ratio(cell.quartiles.high)}`,
+      bounds(cell.interval, ratio),
+      `${ratio(cell.quartiles.low)} to ${ratio(cell.quartiles.high)}`,
       String(cell.ratios.length),
     ]);
     return { markdown: table(['cell', 'ratio', '95 % interval', 'quartiles', 'pairs'], rows), charts: [] };

@@ -1,7 +1,7 @@
 /** The report of `bench observability`: the cost within pairs, and one trace as a waterfall. */
 import { median, medianInterval } from '../measure/statistics.ts';
 import { axes, type Chart, COLOURS } from '../report/chart.ts';
-import { figure, percent, table } from '../report/markdown.ts';
+import { change, figure, percent, table } from '../report/markdown.ts';
 import type { Bench, Report } from '../report/report.ts';
 import type { ReceivedSpan } from './collector.ts';
 import type { CpuOfRole, ObservabilityResult, ObservedPair } from './measure.ts';
@@ -19,10 +19,11 @@ export const OBSERVABILITY: Bench<ObservabilityResult> = {
     'CPU time': 'of all threads of the processes of a role, user and system time, divided by the requests',
   },
   report: ({ result }) => reportObservability(result),
-  headline({ pairs }) {
+  headline({ pairs, cpu = [] }) {
     const { low, high } = medianInterval(ttftGaps(pairs));
     const interval = `${percent(low / offTtft(pairs), 1)} to ${percent(high / offTtft(pairs), 1)}`;
-    return `traces and scrapes change TTFT by ${percent(shareOf(pairs), 1)} (median of pairs; interval ${interval})`;
+    const ttft = `traces and scrapes change TTFT by ${percent(shareOf(pairs), 1)} (median of pairs; interval ${interval})`;
+    return [ttft, ...gatewayCpu(cpu)].join('; ');
   },
 };
 
@@ -73,11 +74,21 @@ function reportObservability({
         ],
       ),
       ...cpuOf(cpu),
-      `- Traces and scrapes cost at most ${percent(GOAL)} of TTFT: ${verdict(pairs)}`,
+      [`- Traces and scrapes cost at most ${percent(GOAL)} of TTFT: ${verdict(pairs)}`, ...gatewayCpu(cpu)].join('; '),
       'One completion whose decode worker was killed while it ran, as its trace shows it:',
     ].join('\n\n'),
     charts: trace.length === 0 ? [] : [waterfall(trace)],
   };
+}
+
+/** What does not show in TTFT as long as the gateway has CPU to spare. */
+function gatewayCpu(cpu: readonly CpuOfRole[]): string[] {
+  const gateway = cpu.find(({ role }) => role === 'gateway');
+  if (gateway === undefined) return [];
+  const { onMs, offMs } = gateway;
+  return [
+    `the gateway's CPU time per request is ${figure(onMs)} ms with them and ${figure(offMs)} without (${change(1 - onMs / offMs)})`,
+  ];
 }
 
 function cpuOf(cpu: readonly CpuOfRole[]): string[] {

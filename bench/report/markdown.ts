@@ -1,4 +1,5 @@
 /** Markdown tables, and the way figures are written in them. */
+import type { Interval } from '../measure/statistics.ts';
 
 type Align = 'left' | 'right';
 
@@ -23,6 +24,18 @@ export function figure(value: number | undefined): string {
 /** A share in percent: 0.204 is written `20 %`. */
 export const percent = (share: number | undefined, digits = 0) =>
   share === undefined || !Number.isFinite(share) ? '—' : `${(100 * share).toFixed(digits)} %`;
+
+/** Probability that an interval has which does not say so. */
+const USUAL_COVERAGE = 0.95;
+
+/**
+ * The bounds of an interval, like `1.01 to 1.57`; with few samples also the probability that it has in place of 95 %,
+ * like `1.01 to 1.57 at 88 %`.
+ */
+export function bounds({ low, high, coverage }: Interval, write: (value: number) => string = figure): string {
+  const range = `${write(low)} to ${write(high)}`;
+  return coverage < USUAL_COVERAGE ? `${range} at ${percent(coverage)}` : range;
+}
 
 /** A reduction as the paper writes it: `↓ 21 %`, or `↑ 5 %` for growth. */
 export function change(reduction: number): string {

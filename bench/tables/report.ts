@@ -2,7 +2,7 @@
 import { DEFINITIONS } from '../measure/latency.ts';
 import { median, medianInterval } from '../measure/statistics.ts';
 import { axes, type Chart } from '../report/chart.ts';
-import { change, figure, percent, table } from '../report/markdown.ts';
+import { bounds, change, figure, percent, table } from '../report/markdown.ts';
 import type { Bench, Report } from '../report/report.ts';
 import { figuresOf, type Pair, reductionOf, type TablesResult, verdict } from './measure.ts';
 import { LENGTHS, PAPER_MODELS, PAPER_TABLES, type PaperTable, paperRow, tokensCut } from './paper.ts';
@@ -111,7 +111,7 @@ function rowOf(paper: PaperTable, length: number, model: string, pairs: readonly
     model,
     ttft ? `${figure(ttft[0])} → ${figure(ttft[1])}` : '—',
     change(reduction),
-    `${percent(interval.low)} … ${percent(interval.high)}${interval.coverage < 0.95 ? ` (${percent(interval.coverage)})` : ''}`,
+    bounds(interval, percent),
     verdict(interval, reduction, length),
     beforeAfter(theirs?.ttft),
     ...(line ? [ofPairs(cell, 'tpot'), beforeAfter(theirs?.tpot)] : []),

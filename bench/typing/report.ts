@@ -1,5 +1,5 @@
 /** The report of `bench typing`. */
-import { figure, percent, table } from '../report/markdown.ts';
+import { bounds, figure, percent, table } from '../report/markdown.ts';
 import type { Bench, Report } from '../report/report.ts';
 import type { PredictedRun, RestartRun, TypingResult, WarmUpRun } from './measure.ts';
 
@@ -70,7 +70,7 @@ function reportRestarts({ options }: TypingResult, runs: readonly RestartRun[]):
     String(run.failed),
     figure(run.warmMs),
     figure(run.restartedMs),
-    `${figure(run.ratio)} (${figure(run.ratioInterval.low)} to ${figure(run.ratioInterval.high)})`,
+    `${figure(run.ratio)} (${bounds(run.ratioInterval)})`,
     figure(run.computedMs),
     figure(run.promptTokens),
     figure(run.warmCachedTokens),
@@ -105,7 +105,7 @@ function reportWarmUps(runs: readonly WarmUpRun[]): Report {
     String(run.failed),
     figure(run.warmedMs),
     figure(run.completedMs),
-    `${figure(run.ratio)} (${figure(run.ratioInterval.low)} to ${figure(run.ratioInterval.high)})`,
+    `${figure(run.ratio)} (${bounds(run.ratioInterval)})`,
     figure(run.warmedTokens),
     figure(run.completedTokens),
   ]);

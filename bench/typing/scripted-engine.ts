@@ -117,7 +117,7 @@ export class ScriptedEngine {
   #describe(role: string): WorkerDescription__Output {
     const { fingerprint } = this.#options;
     const slots = { capacity: CAPACITY, slots: SLOTS, freeSlots: SLOTS, queued: 0 };
-    const pace = { prefillTokensPerSecond: 0, overdueMs: 0 };
+    const pace = { prefillTokensPerSecond: 0, overdueMs: 0, stepMs: [] };
     return { role, model: 'scripted', fingerprint, layout: null, ...slots, ...pace, device: 'cpu', kvFolder: '' };
   }
 }

@@ -52,6 +52,9 @@ export interface NewSequence {
   readonly drafts?: Drafts;
 }
 
+/** Weight of the newest step in the average of its size. */
+const NEWEST_WEIGHT = 0.1;
+
 /** Steps that a reader has not taken, from which on nothing is proposed: tokens come faster than they are read. */
 const SLOW_READER_STEPS = 16;
 
@@ -126,6 +129,7 @@ export class DecodeLoop {
   readonly #running: (Sequence | undefined)[] = [];
   #joining: Sequence[] = [];
   readonly #countRunning = partOf(metrics.running);
+  readonly #stepMs: number[] = [];
   #stepping = false;
   /** Resolves at the end of the current step. */
   #boundary: Promise<void> = Promise.resolve();
@@ -156,6 +160,14 @@ export class DecodeLoop {
   /** Sequences in the batch. */
   get size(): number {
     return this.#running.filter(Boolean).length;
+  }
+
+  /**
+   * Time that a step takes in ms, by the number of its sequences: the first value is that of one. Averages of the last
+   * steps; 0 where none of that size was made.
+   */
+  get stepMs(): readonly number[] {
+    return this.#stepMs;
   }
 
   /** Waits for the end of the current step, which may still write to a slot that was reserved after the step began. */
@@ -218,7 +230,9 @@ export class DecodeLoop {
     const stepping: Promise<Float32Array | Int32Array> = picks
       ? engine.pick(ids, lengths, first)
       : engine.step(ids, lengths, first);
+    const startedMs = performance.now();
     const found = await this.#ran(stepping, sequences.length);
+    this.#took(sequences.length, performance.now() - startedMs);
     if (sequences.length === 1) this.#speculator?.stepped();
     const vocab = engine.vocabSize;
     if (found instanceof Int32Array) return ({ slot }) => picked(found[slot.index - first] as number, vocab);
@@ -226,6 +240,12 @@ export class DecodeLoop {
       const at = (slot.index - first) * vocab;
       return sample(found.subarray(at, at + vocab), sampling, position, history);
     };
+  }
+
+  #took(sequences: number, ms: number): void {
+    while (this.#stepMs.length < sequences) this.#stepMs.push(0);
+    const before = this.#stepMs[sequences - 1] || ms;
+    this.#stepMs[sequences - 1] = before + NEWEST_WEIGHT * (ms - before);
   }
 
   /** Waits for a run of the engine, for whoever waits for the end of the current step too. */

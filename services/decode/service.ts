@@ -99,6 +99,7 @@ export function createDecodeService(engine: StepEngine & { readonly pool: KvPool
       prefillTokensPerSecond: 0,
       overdueMs: engine.overdueMs,
       device: options.device,
+      stepMs: [...loop.stepMs],
     };
   };
 

@@ -84,6 +84,8 @@ export interface CompletionRequest {
   readonly timeoutMs: number | undefined;
   /** Time to first token that the client hopes for, in ms: nothing is refused because of it. */
   readonly ttftGoalMs?: number | undefined;
+  /** Time per output token that the client hopes for, in ms: it chooses among decode workers. */
+  readonly tpotGoalMs?: number | undefined;
   /** Time that the request may take until its prompts have first tokens, in ms. */
   readonly maxPromptMs: number | undefined;
   /** Time after its first token at which a choice ends, in ms; it applies once a line end is out. */

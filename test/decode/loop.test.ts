@@ -18,6 +18,7 @@ describe('joining and leaving', () => {
     first.open();
     await Promise.all([a.ended, b.ended]);
     expect(engine.steps).toEqual([[0], [0, 1], [0, 1], [1]]);
+    expect(loop.stepMs.map((ms) => ms > 0)).toEqual([true, true]); // of one sequence, and of two
     expect(a.tokens).toEqual(alone(a).tokens);
     expect(b.tokens).toEqual(alone(b).tokens);
   });

@@ -244,7 +244,8 @@ describe('the resources of pods', () => {
       let need = overheadMiB * 2 ** 20;
       if (role === 'gateway') {
         need += model['contextWeightsBytes']! + Number(config['indexCacheBytes']) + Number(config['rowCacheBytes']);
-        if (config['rollouts']) need += values.candidate.model['contextWeightsBytes']!;
+        if (config['rollouts'])
+          need += values.candidate.model['contextWeightsBytes']! + Number(config['indexCacheBytes']);
       } else if (role === 'indexer') need += model['contextWeightsBytes']!;
       else {
         const slots = Number(config['slots']) + (config['provider'] === 'cpu' ? 0 : 1);

@@ -12,7 +12,7 @@ import { parse, stringify } from 'yaml';
 import { countFromZero } from '../../services/gateway/completion/request-record.ts';
 import { metrics } from '../../services/lib/process/metrics.ts';
 import { PACKAGE_ROOT } from '../../services/lib/process/package-root.ts';
-import { ALERTS, EXPRESSIONS, RECORDED, renderedRules } from '../support/alert-rules.ts';
+import { ALERTS, EXPRESSIONS, OBJECTIVES, RECORDED, renderedRules, TTFT_SECONDS } from '../support/alert-rules.ts';
 import { CHART } from '../support/chart.ts';
 import { DASHBOARDS, QUERIES, renderedDashboard } from '../support/dashboards.ts';
 import { metricFacts } from '../support/operations.ts';
@@ -193,6 +193,109 @@ describe('alerts', () => {
     onTestFinished(() => rm(dir, { recursive: true, force: true }));
     await writeFile(join(dir, 'test.yml'), stringify(await unitTest(scene, alerts), { lineWidth: 0 }));
     expect(await promtool(['test', 'rules', 'test.yml'], dir)).toContain('SUCCESS');
+  });
+});
+
+/** An error budget that burns: no run of a real system lasts for days. */
+interface Burn {
+  /** Time without errors before it, long enough that the longest windows do not begin with it, in minutes. */
+  readonly calm: number;
+  /** How many times too fast it burns. */
+  readonly factor: number;
+  readonly minutes: number;
+  /** Pause between two looks of the rules, in minutes. */
+  readonly every: number;
+  /** What fires in its last minutes; no other alert of a burn fires at any time. */
+  readonly fires: readonly string[];
+  /** What still fires so many minutes after its end. */
+  readonly later: readonly [minutes: number, fires: readonly string[]];
+}
+
+const BURNS: Readonly<Record<string, Burn>> = {
+  'a page at once': { calm: 1_800, factor: 100, minutes: 15, every: 5, fires: ['14p4x'], later: [10, []] },
+  'a page within hours': { calm: 2_880, factor: 10, minutes: 255, every: 15, fires: ['6x'], later: [45, []] },
+  // Three times over a day is as much of the budget as once over three days, so the slower one fires as well.
+  'tickets within a day': {
+    calm: 1_800,
+    factor: 5,
+    minutes: 960,
+    every: 30,
+    fires: ['1x', '3x'],
+    later: [150, ['1x']],
+  },
+  'a ticket within days': { calm: 1_800, factor: 2.5, minutes: 2_400, every: 60, fires: ['1x'], later: [420, []] },
+};
+
+/** Two scrapes are in the shortest window, wherever it begins. */
+const SCRAPE_MINUTES = 2.5;
+const PER_SCRAPE = 10_000;
+
+/** A counter as promtool takes it: what it grows by in each scrape, and for how many minutes. */
+function counter(...parts: readonly (readonly [by: number, minutes: number])[]): string {
+  let value = 0;
+  const written = parts.map(([by, minutes]) => {
+    const scrapes = minutes / SCRAPE_MINUTES;
+    const from = value + by;
+    value += by * scrapes;
+    return `${from}+${by}x${scrapes - 1}`;
+  });
+  return ['0', ...written].join(' ');
+}
+
+/** A test of promtool: both objectives are missed at once. */
+function burnTest({ calm, factor, minutes, every, fires, later: [wait, left] }: Burn) {
+  const grows = (kept: number, missed: number) => counter([kept, calm], [missed, minutes], [kept, wait]);
+  const bad = (objective: keyof typeof OBJECTIVES) => Math.round(factor * (1 - OBJECTIVES[objective]) * PER_SCRAPE);
+  const [failed, late] = [bad('availability'), bad('ttft')];
+  const ended = (outcome: string) => `llavacode:arm_requests_total{arm="stable",outcome="${outcome}"}`;
+  const first = 'llavacode:arm_time_to_first_token_seconds';
+  const firing = 'ALERTS{alertstate="firing",alertname=~".*Burn.*"}';
+  const expected = (atMinutes: number, factors: readonly string[], of = firing) => ({
+    expr: `group by (alertname) (${of})`,
+    eval_time: `${atMinutes}m`,
+    exp_samples: ['Availability', 'Ttft'].flatMap((name) =>
+      factors.map((each) => ({ labels: `{alertname="Llavacode${name}Burn${each}"}`, value: 1 })),
+    ),
+  });
+  const [end, over] = [calm + minutes, calm + minutes + wait];
+  return {
+    rule_files: [RULES],
+    evaluation_interval: `${every}m`,
+    tests: [
+      {
+        interval: `${60 * SCRAPE_MINUTES}s`,
+        input_series: [
+          { series: ended('ok'), values: grows(PER_SCRAPE, PER_SCRAPE - failed) },
+          { series: ended('internal'), values: grows(0, failed) },
+          { series: `${first}_count`, values: grows(PER_SCRAPE, PER_SCRAPE) },
+          { series: `${first}_bucket{le="${TTFT_SECONDS}"}`, values: grows(PER_SCRAPE, PER_SCRAPE - late) },
+        ],
+        promql_expr_test: [
+          // The short window is full of the burn by then, or nearly, and the long one is not.
+          expected(calm + every * Math.floor(minutes / 3 / every), []),
+          expected(end, fires),
+          expected(over, left),
+          expected(over, fires, `last_over_time(${firing}[${over}m])`),
+        ],
+      },
+    ],
+  };
+}
+
+describe('burn rates', () => {
+  test.each(Object.entries(BURNS))(
+    'after days without errors a burn leads to %s, and to nothing else',
+    async (_, burn) => {
+      const dir = await mkdtemp(join(tmpdir(), 'llavacode-burn-'));
+      onTestFinished(() => rm(dir, { recursive: true, force: true }));
+      await writeFile(join(dir, 'test.yml'), stringify(burnTest(burn), { lineWidth: 0 }));
+      expect(await promtool(['test', 'rules', 'test.yml'], dir)).toContain('SUCCESS');
+    },
+  );
+
+  test('each burn rate fires in one of them', () => {
+    const fired = Object.values(BURNS).flatMap(({ fires }) => fires);
+    expect([...new Set(fired)].sort()).toEqual(['14p4x', '1x', '3x', '6x']);
   });
 });
 

@@ -228,9 +228,11 @@ test('the playground completes one cursor in three modes, side by side', { timeo
   const arms = view(page, 'Playground').getByRole('article');
   expect(await arms.count()).toBe(3);
   const [off, asText, compressed] = await Promise.all([0, 1, 2].map((i) => textOf(arms.nth(i))));
-  expect(off).toMatch(
-    /^Without context .* TTFT [\d.]+ ms \([\d.]+ ms to [\d.]+ ms\), median of 2 runs TPOT .*0 chunks/,
-  );
+  expect(off).toMatch(/^Without context .* TPOT .*0 chunks/);
+  const ttft = /TTFT ([\d.]+) ms \(([\d.]+) ms to ([\d.]+) ms\), median of 2 runs/.exec(off!);
+  const [middle, low, high] = ttft!.slice(1).map(Number) as [number, number, number];
+  // Each of the three is rounded: to whole ms from 100 ms on.
+  expect(Math.abs(middle - (low + high) / 2)).toBeLessThanOrEqual(1);
   expect(asText).toMatch(/^Chunks as text .*Prompt tokens \d+ Output tokens \d+ .*\d+ chunks shop\/.*:\d+-\d+/);
   expect(compressed).toMatch(/Prompt tokens \d+, 10 of them soft .*10 chunks/);
   // The model that ships is right with compressed context, and not without it.

@@ -7,7 +7,7 @@ import type { Degradation } from '../../services/gateway/context/context.ts';
 import { ERRORS } from '../../services/lib/process/errors.ts';
 
 /** What is promised. Change it here, and render the file anew. */
-const OBJECTIVES = {
+export const OBJECTIVES = {
   /** Share of completions that are not refused or failed for a reason of the system's own. */
   availability: 0.999,
   /** Share of completions with their first token within {@link TTFT_SECONDS}. */

@@ -18,6 +18,7 @@ interface Says {
   overdueMs?: number;
   device?: string;
   kvFolder?: string;
+  stepMs?: number[];
 }
 
 /** A pool whose workers answer with what `answers` holds for their address now; 'nothing' makes one hang. */

@@ -40,6 +40,8 @@ export interface FakeModel {
   fingerprint?: string;
   slots?: number;
   prefillTokensPerSecond?: number;
+  /** ms of a decode worker's step, by the number of its sequences. */
+  stepMs?: readonly number[];
   /** Time that they take to describe themselves, in ms. */
   describeMs?: number;
 }
@@ -205,6 +207,7 @@ export function fakeWorkers(model: FakeModel): FakeWorkers {
     overdueMs: 0,
     device: 'cpu',
     kvFolder: '',
+    stepMs: [...(model.stepMs ?? [])],
   });
 
   const prefillAt = (address: string): PrefillClient => ({

@@ -229,6 +229,7 @@ export class Generation {
         continues: maxTokens > 1,
         positions: promptTokens + maxTokens,
         preferNot: task.failedWorkers,
+        tpotGoalMs: request.tpotGoalMs,
         ...(session !== undefined && this.#parts.sessions.affinity(session, prompt)),
         ...(affinityWorker !== undefined && { affinityWorker, affinityTokens: promptTokens }),
         tenant: scope.tenant,

@@ -62,8 +62,9 @@ export interface CompletionCall {
 
 /** Budget of a request, in ms. */
 const TIMEOUT_HEADER = 'x-request-timeout-ms';
-/** Time to first token that a request hopes for, in ms, as llm-d spells it. */
+/** Time to first token, and time per output token, that a request hopes for, in ms, as llm-d spells them. */
 const TTFT_GOAL_HEADER = 'x-llm-d-slo-ttft-ms';
+const TPOT_GOAL_HEADER = 'x-llm-d-slo-tpot-ms';
 /** Headers of answers. The second one is there only where the suffix was left out. */
 const RAG_HEADER = 'x-llavacode-rag';
 const SUFFIX_HEADER = 'x-llavacode-suffix';
@@ -86,7 +87,7 @@ export async function serveCompletion(
 ): Promise<unknown> {
   const record = request.record!;
   record.whenPrepared(() => void reply.headers(reportHeaders(record)));
-  const asked = withTtftGoal(request, withSession(request, request.body, parts.recent));
+  const asked = withGoals(request, withSession(request, request.body, parts.recent));
   record.askedBy(request.identity.tenant, asked.session);
   const named = withStoreKey(withoutModelRepo(asked, parts.modelName), request.identity);
   assertModel(named.model ?? parts.modelName, parts.modelName);
@@ -145,9 +146,12 @@ const OF_WORKERS: readonly ErrorCode[] = ['no_worker', 'worker_lost', 'worker_st
 const isOfWorkers = (error: unknown) => OF_WORKERS.includes(ServingError.from(error).code);
 
 /** A goal that is no time is left to the inference gateway that it is meant for. */
-function withTtftGoal({ headers }: CompletionHttpRequest, request: CompletionRequest): CompletionRequest {
-  const goalMs = Number(headers[TTFT_GOAL_HEADER]);
-  return goalMs > 0 && Number.isFinite(goalMs) ? { ...request, ttftGoalMs: goalMs } : request;
+function withGoals({ headers }: CompletionHttpRequest, request: CompletionRequest): CompletionRequest {
+  const goalOf = (name: string) => {
+    const goalMs = Number(headers[name]);
+    return goalMs > 0 && Number.isFinite(goalMs) ? goalMs : undefined;
+  };
+  return { ...request, ttftGoalMs: goalOf(TTFT_GOAL_HEADER), tpotGoalMs: goalOf(TPOT_GOAL_HEADER) };
 }
 
 /** The timeout header counts where the body names no budget: proxies can set headers. */

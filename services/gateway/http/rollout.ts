@@ -5,7 +5,7 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify';
 import { z } from 'zod';
 import { ServingError } from '../../lib/process/errors.ts';
-import { address } from '../../lib/process/setting-types.ts';
+import { addressOrNone } from '../../lib/process/setting-types.ts';
 import type { Rollout, RolloutStatus } from '../rollout/rollout.ts';
 import { SHARED_BY } from '../rollout/state.ts';
 import type { BodySchema } from './editor-body.ts';
@@ -17,12 +17,17 @@ export interface RolloutRouteParts extends Pick<HttpConfig, 'rollouts'> {
   readonly inspectBundle?: ((dir: string) => Promise<string>) | undefined;
 }
 
+/** How a field ends that was left out. */
+const UNLESS = 'where not given, unless the bundle is the candidate already: then it stays as it is';
+
 const startBody = z.strictObject({
   action: z.literal('start'),
   bundle: z.string().min(1).max(4_096).describe('folder of the bundle, on every gateway'),
-  share: z.number().min(0).max(100).default(5).describe('share of the requests that it gets, in percent'),
-  by: z.enum(SHARED_BY).default('session').describe('what stays with one bundle'),
-  indexer: address.describe('host:port of an indexer that serves the bundle, to make side indexes; none when empty'),
+  share: z.number().min(0).max(100).optional().describe(`share of the requests that it gets, in percent: 5 ${UNLESS}`),
+  by: z.enum(SHARED_BY).optional().describe(`what stays with one bundle: session ${UNLESS}`),
+  indexer: addressOrNone
+    .optional()
+    .describe(`host:port of an indexer that serves the bundle, to make side indexes, or empty: none ${UNLESS}`),
 });
 const actions = z.discriminatedUnion('action', [
   startBody,
@@ -59,7 +64,7 @@ export function addRolloutRoutes(app: FastifyInstance, { rollout, rollouts, insp
       else if (body.action === 'rollback') await rollout.rollBack();
       else {
         const { action: _, ...asked } = body;
-        await rollout.start({ ...asked, fingerprint: await inspected(asked.bundle, inspect), promoted: false });
+        await rollout.start({ ...asked, fingerprint: await inspected(asked.bundle, inspect) });
       }
       return statusBody(rollout.status);
     },

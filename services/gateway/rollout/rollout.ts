@@ -40,6 +40,14 @@ export interface ArmLease extends Arm {
   release(): void;
 }
 
+/** What a start asks for. What it leaves out stays as it is where this bundle is the candidate already. */
+export interface StartRequest
+  extends Pick<RolloutState, 'bundle' | 'fingerprint'>,
+    Partial<Pick<RolloutState, 'indexer' | 'share' | 'by'>> {}
+
+/** What a new candidate gets that was not asked for. */
+const AT_FIRST = { indexer: '', share: 5, by: 'session' } as const;
+
 export interface RolloutParts {
   readonly stable: Arm;
   readonly store: StateStore;
@@ -137,24 +145,29 @@ export class Rollout {
 
   /**
    * Has the candidate opened and its share served, here at once and at the other gateways when they look.
-   * @throws ServingError for a bundle that cannot take part, store_unavailable.
+   * @throws ServingError for a bundle that cannot take part, store_unavailable, store_invalid.
    */
-  async start(state: RolloutState): Promise<void> {
-    if (state.fingerprint === this.#parts.stable.fingerprint) {
-      throw new ServingError('invalid_request', `bundle: this gateway serves ${state.bundle} already`, {
-        param: 'bundle',
-      });
+  async start({ bundle, fingerprint, ...asked }: StartRequest): Promise<void> {
+    if (fingerprint === this.#parts.stable.fingerprint) {
+      throw new ServingError('invalid_request', `bundle: this gateway serves ${bundle} already`, { param: 'bundle' });
     }
-    await this.#change(state);
+    const now = await this.#latest();
+    const kept = now?.fingerprint === fingerprint ? now : AT_FIRST;
+    const { indexer = kept.indexer, share = kept.share, by = kept.by } = asked;
+    await this.#change({ bundle, fingerprint, indexer, share, by, promoted: false });
   }
 
   /** @throws ServingError invalid_request where there is no rollout, store_unavailable. */
   async promote(): Promise<void> {
-    const { problem } = this.status;
+    const { problem, state } = this.status;
     if (problem !== undefined) {
       throw new ServingError('invalid_request', `the candidate serves nothing yet (${problem}): wait, or roll back`);
     }
-    await this.#change({ ...this.#running(), promoted: true });
+    const now = await this.#latest();
+    if (now === undefined || now.fingerprint !== state?.fingerprint) {
+      throw new ServingError('invalid_request', 'no rollout is under way');
+    }
+    await this.#change({ ...now, promoted: true });
   }
 
   /** @throws ServingError store_unavailable; this gateway has gone back even then. */
@@ -162,9 +175,9 @@ export class Rollout {
     await this.#change(undefined);
   }
 
-  #running(): RolloutState {
-    if (this.#state === undefined) throw new ServingError('invalid_request', 'no rollout is under way');
-    return this.#state;
+  /** The state as all gateways have it: another one may have changed it since this one looked. */
+  async #latest(): Promise<RolloutState | undefined> {
+    return this.#writing > 0 ? this.#state : await this.#parts.store.read();
   }
 
   async #change(state: RolloutState | undefined): Promise<void> {

@@ -42,6 +42,8 @@ export interface PlacementRequest {
   readonly homeOf?: string | undefined;
   /** Tokens of the prompt that this worker may have cached; 0 where not given. */
   readonly homeTokens?: number;
+  /** Time per output token that the client hopes for, in ms; none where not given. */
+  readonly tpotGoalMs?: number | undefined;
   /** Addresses of workers that have failed the prompt: used only where no other is ready. */
   readonly preferNot?: ReadonlySet<string>;
 }
@@ -222,7 +224,7 @@ export class WorkerPool {
     const heir = this.#kvFolders.heirOf(affinityWorker, this.#prefill.usable);
     const request = { ...asked, affinityWorker: heir?.address ?? affinityWorker };
     const prefills = without(this.#prefill.ready(positions), preferNot);
-    const decoders = continues ? without(this.#readyToDecode(positions), preferNot) : [];
+    const decoders = continues ? this.#readyToDecode(asked) : [];
     if (prefills.length === 0 || (continues && decoders.length === 0)) return undefined;
     const prefill = continues ? this.#choosePrefill(request, prefills, decoders) : preferred(prefills, request);
     const decoder = decoders.find(({ address }) => address === prefill.address) ?? decoders[0];
@@ -234,19 +236,26 @@ export class WorkerPool {
 
   /** A decode worker with room for one more sequence of a prompt that was placed just now, or undefined. */
   placeOneMore(request: PlacementRequest, { prefill, decode }: Placement): WorkerLease<DecodeClient> | undefined {
-    const ready = this.#readyToDecode(request.positions);
     // In a worker that computes the prompt itself a second sequence does not wait for a slot.
-    const worker =
-      decode?.address === prefill.address
-        ? ready.find((each) => each.address === prefill.address && freeSlots(each) > 0)
-        : without(ready, request.preferNot)[0];
+    const isLocal = decode?.address === prefill.address;
+    const worker = isLocal
+      ? this.#decode.ready(request.positions).find((each) => each.address === prefill.address && freeSlots(each) > 0)
+      : this.#readyToDecode(request)[0];
     return worker && this.#decode.lease(worker, 1);
   }
 
-  /** Decode workers that take one more sequence: those with a free slot, then those where it would wait for one. */
-  #readyToDecode(positions: number): Worker<DecodeClient>[] {
+  /**
+   * Decode workers that take one more sequence: those with a free slot, then those where it would wait for one. With a
+   * hope for the time per token they are those with a free slot whose steps keep it with one sequence more, or else the
+   * one whose steps come nearest to it.
+   */
+  #readyToDecode({ positions, preferNot, tpotGoalMs = Infinity }: PlacementRequest): readonly Worker<DecodeClient>[] {
     const isFull = (worker: Worker<DecodeClient>) => Number(freeSlots(worker) <= 0);
-    return this.#decode.ready(positions).sort((a, b) => isFull(a) - isFull(b));
+    const lateMs = (worker: Worker<DecodeClient>) =>
+      tpotGoalMs === Infinity ? 0 : Math.max(0, nextStepMs(worker) - tpotGoalMs);
+    const order = (a: Worker<DecodeClient>, b: Worker<DecodeClient>) => isFull(a) - isFull(b) || lateMs(a) - lateMs(b);
+    const ready = without(this.#decode.ready(positions), preferNot).toSorted(order);
+    return tpotGoalMs === Infinity ? ready : ready.filter((each) => order(each, ready[0]!) === 0);
   }
 
   /** Decode workers whose slots hold the request; none where no prefill worker has room for its prompt. */
@@ -415,6 +424,18 @@ function without<C extends Describable>(
 ): readonly Worker<C>[] {
   const others = workers.filter(({ address }) => !preferNot.has(address));
   return others.length > 0 ? others : workers;
+}
+
+/**
+ * Time that a step of a decode worker takes with one sequence more than it has, in ms, as it has measured it: that of
+ * the next larger size where it has made no step of that one, else of the largest that it has made; 0 where it has
+ * made none.
+ */
+function nextStepMs({ description, totalLoad }: Worker<DecodeClient>): number {
+  const { stepMs = [], slots = 0 } = description ?? {};
+  const sequences = Math.min(Math.ceil(totalLoad) + 1, slots);
+  const atLeast = stepMs.slice(Math.max(sequences - 1, 0)).find((ms) => ms > 0);
+  return atLeast ?? stepMs.findLast((ms) => ms > 0) ?? 0;
 }
 
 const freeSlots = ({ description, totalLoad }: Worker<DecodeClient>) => (description?.slots ?? 0) - totalLoad;

@@ -28,8 +28,10 @@ export const paths = z
   .transform((given) => (typeof given === 'string' ? given.split(',') : given).filter((path) => path !== ''))
   .readonly();
 
-/** One `host:port`; empty for none. */
-export const address = z
+/** One `host:port`; '' for none. */
+export const addressOrNone = z
   .string()
-  .default('')
   .refine((text) => text === '' || parseHostPort(text) !== undefined, 'must be host:port');
+
+/** The same as a setting: none by default. */
+export const address = addressOrNone.default('');

@@ -24,7 +24,7 @@ describe('several choices', () => {
     [
       'that are right without context',
       { choices: [choice(0, 3, 4), choice(1, 7, 8)], usage, rag: { degraded: 'store' } },
-      { outcome: 'ok', lost: 0, doubled: 0, degraded: true },
+      { outcome: 'ok', lost: 0, doubled: 0, degraded: 'store' },
     ],
     [
       'that are swapped',

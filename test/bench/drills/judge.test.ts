@@ -110,12 +110,12 @@ describe('a drill', () => {
 
   test('a drill in which requests keep their context fails if more than a tenth of them lose it', () => {
     const verdict = (lost: number) => {
-      const records = Array.from({ length: 20 }, (_, i) => record({ degraded: i < lost }));
+      const records = Array.from({ length: 20 }, (_, i) => record({ degraded: i < lost ? 'over_budget' : undefined }));
       return judge({ ...DRILL, keepsContext: true }, records, [], '').broken;
     };
     expect(verdict(2)).toBe('');
     expect(verdict(3)).toBe('3 of 20 answers lost their context');
-    expect(judge(DRILL, [record({ degraded: true })], [], '').broken).toBe('');
+    expect(judge(DRILL, [record({ degraded: 'over_budget' })], [], '').broken).toBe('');
   });
 
   test('a drill has recovered when a request that was sent afterwards gets its first token', () => {

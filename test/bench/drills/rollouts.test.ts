@@ -2,7 +2,7 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { parse } from 'yaml';
-import { CHART_TIMES, rollEach } from '../../../bench/drills/rollouts.ts';
+import { CHART_TIMES, COLOCATED_ROLLOUT_DRILLS, ROLLOUT_DRILLS, rollEach } from '../../../bench/drills/rollouts.ts';
 import { TIMEOUT_MS } from '../../../bench/drills/streams.ts';
 import { PACKAGE_ROOT } from '../../../services/lib/process/package-root.ts';
 import type { Role } from '../../../services/supervisor.ts';
@@ -57,16 +57,26 @@ describe('a rollout', () => {
     expect(TIMEOUT_MS).toBeGreaterThan(CHART_TIMES.requestTimeoutMs);
   });
 
+  const values = async () =>
+    parse(await readFile(join(PACKAGE_ROOT, 'deploy/helm/llavacode/values.yaml'), 'utf8'), { merge: true });
+
+  test('every pool that the chart scales is scaled down, and each of its Deployments is rolled', async () => {
+    const { autoscaling } = await values();
+    const pools = Object.keys(autoscaling).filter((each) => typeof autoscaling[each] === 'object');
+    expect(pools).toContain('gateway');
+    const names = [...ROLLOUT_DRILLS, ...COLOCATED_ROLLOUT_DRILLS].map(({ name }) => name);
+    expect(names).toEqual(expect.arrayContaining(pools.map((role) => `scale-down of ${role}`)));
+    expect(names).toEqual(expect.arrayContaining([...pools, 'indexer'].map((role) => `rolling restart of ${role}`)));
+  });
+
   test('a rollout has the times of the chart', async () => {
-    const values = parse(await readFile(join(PACKAGE_ROOT, 'deploy/helm/llavacode/values.yaml'), 'utf8'), {
-      merge: true,
-    });
-    const { gatewayPreStopSeconds, workerPreStopSeconds, drainTimeoutMs } = values.shutdown;
+    const { shutdown, gateway } = await values();
+    const { gatewayPreStopSeconds, workerPreStopSeconds, drainTimeoutMs } = shutdown;
     expect(CHART_TIMES).toEqual({
       gatewayPreStopMs: 1000 * gatewayPreStopSeconds,
       workerPreStopMs: 1000 * workerPreStopSeconds,
       drainTimeoutMs,
-      requestTimeoutMs: values.gateway.requestTimeoutMs,
+      requestTimeoutMs: gateway.requestTimeoutMs,
     });
   });
 });

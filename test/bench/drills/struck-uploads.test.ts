@@ -8,16 +8,25 @@ import { type BODY, scene } from '../../support/drill-scene.ts';
 import { events, gateway, json, progress, refuse } from '../../support/fake-http.ts';
 
 describe('an upload that is struck', () => {
+  /** What happens to uploads that are struck, one after the other. */
+  let order: string[] = [];
+
   /**
    * Strikes uploads to an index whose version is the content of its last upload.
    * @param outcome what becomes of the struck uploads.
    * @param after what is wrong with the answers after them.
+   * @param before is done before each of them begins.
    */
-  async function strike(outcome: string | object, after: { tokens?: number[]; version?: string } = {}) {
+  async function strike(
+    outcome: string | object,
+    after: { tokens?: number[]; version?: string } = {},
+    before?: () => Promise<unknown>,
+  ) {
     const path = await mkdtemp(join(tmpdir(), 'llavacode-struck-'));
     onTestFinished(() => rm(path, { recursive: true, force: true }));
     await writeFile(join(path, 'a.py'), 'print(1)\n');
     let version = '';
+    order = [];
     let struck = () => {};
     let calm = true;
     const url = await gateway(async (body, { method, headers, url }, response: ServerResponse) => {
@@ -34,11 +43,16 @@ describe('an upload that is struck', () => {
         return json(response, { version: (calm ? undefined : after.version) ?? `${repo} ${version}`, changed: true });
       }
       calm = false;
+      order.push('begun');
       if (outcome === 'early') return refuse(response, 'worker_lost');
       const report = typeof outcome === 'string' ? outcome : { version: `${repo} ${version}`, ...outcome };
       return progress(response, new Promise((resolve) => (struck = () => resolve(report))));
     });
-    return strikeUploads(scene({ url, path }).scene, async () => struck(), 2);
+    const strikeOne = async () => {
+      order.push('struck');
+      struck();
+    };
+    return strikeUploads(scene({ url, path }).scene, strikeOne, 2, before);
   }
 
   test.each([
@@ -47,6 +61,11 @@ describe('an upload that is struck', () => {
   ])('a struck upload may end with %j, and the next upload must succeed', async (outcome, succeeded) => {
     const verdict = `2 uploads struck, ${succeeded} of them succeeded; the next uploads succeeded`;
     expect(await strike(outcome)).toBe(verdict);
+  });
+
+  test('what comes before a strike comes before its upload, which is under way when it strikes', async () => {
+    await strike({}, {}, async () => order.push('before'));
+    expect(order).toEqual(['before', 'begun', 'struck', 'before', 'begun', 'struck']);
   });
 
   test.each<[string, Parameters<typeof strike>, string]>([

@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest';
-import { change, figure, table } from '../../../bench/report/markdown.ts';
+import { medianInterval } from '../../../bench/measure/statistics.ts';
+import { bounds, change, figure, percent, table } from '../../../bench/report/markdown.ts';
 
 describe('markdown', () => {
   it('a figure has three significant digits, and an unknown one is a dash', () => {
@@ -12,6 +13,12 @@ describe('markdown', () => {
       '—',
     ]);
     expect([0.214, -0.05, 0.001].map(change)).toEqual(['↓ 21 %', '↑ 5 %', '±0 %']);
+  });
+
+  it('an interval says its probability where few samples give less than 95 %', () => {
+    expect(bounds(medianInterval([3, 1, 5, 2, 4, 6]))).toBe('1.00 to 6.00');
+    expect(bounds(medianInterval([3, 1, 2, 4]))).toBe('1.00 to 4.00 at 88 %');
+    expect(bounds(medianInterval([0.2, 0.1]), percent)).toBe('10 % to 20 % at 50 %');
   });
 
   it('a table aligns its columns and escapes the character that would end a cell', () => {

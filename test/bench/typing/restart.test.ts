@@ -12,7 +12,7 @@ const RUN: RestartRun = {
   restartedMs: 132,
   computedMs: 1640,
   ratio: 1.2,
-  ratioInterval: { low: 1.1, high: 1.3, coverage: 0.95 },
+  ratioInterval: { low: 1.1, high: 1.3, coverage: 0.875 },
   promptTokens: 2010,
   warmCachedTokens: 1984,
   restoredTokens: 1968,
@@ -35,7 +35,7 @@ test('the report says what a restart cost beside what it would have cost without
     .find((line) => line.includes('disaggregated 1P:1D'))!
     .split('|');
   expect(cells.map((cell) => cell.trim()).slice(4, -1)).toEqual([
-    ...['4', '1', '110', '132', '1.20 (1.10 to 1.30)'],
+    ...['4', '1', '110', '132', '1.20 (1.10 to 1.30 at 88 %)'],
     ...['1640', '2010', '1984', '1968'],
   ]);
   expect(TYPING.headline(result)).toContain('1.20 (disaggregated 1P:1D, spm)');

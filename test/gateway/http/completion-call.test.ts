@@ -1,7 +1,7 @@
 import { expect, test } from 'vitest';
 import { ServingError } from '../../../services/lib/process/errors.ts';
-import { type FakeGateway, fakeGateway, spelling } from '../../support/fake-gateway.ts';
-import type { Stage } from '../../support/fake-workers.ts';
+import { type FakeGateway, fakeGateway, OTHER_DECODE, spelling } from '../../support/fake-gateway.ts';
+import { fakeWorkers, type Stage } from '../../support/fake-workers.ts';
 import { post } from '../../support/post.ts';
 
 const STAGES: Stage[] = ['before accepted', 'before first', 'before joined', 'in decode'];
@@ -155,4 +155,25 @@ test('the log has a sample of a completion where the operator asks for it: its s
     { prompt: '2 token ids', text: 'xx' },
   ]);
   expect(JSON.stringify(gateway.lines)).not.toMatch(/hunter2|secret/);
+});
+
+test("llm-d's header of a time per token chooses a decode worker whose steps keep it; one that is no time changes nothing", async () => {
+  const otherWorkers = fakeWorkers({ token, stepMs: [5, 6, 7, 8] });
+  const { app, workers } = await fakeGateway(
+    { token, stepMs: [50, 60, 70, 80] },
+    { otherWorkers, moreDecode: [OTHER_DECODE] },
+  );
+  const servedBy = async (objective: string) => {
+    const before = otherWorkers.decodes.length;
+    const headers = { 'x-llm-d-slo-tpot-ms': objective };
+    const payload = { prompt: 'x', max_tokens: 3 };
+    expect((await app.inject({ method: 'POST', url: '/v1/completions', headers, payload })).statusCode).toBe(200);
+    return otherWorkers.decodes.length > before ? 'quick' : 'slow';
+  };
+  const servers = async (objective: string) => [await servedBy(objective), await servedBy(objective)].sort();
+  expect(await servers('20')).toEqual(['quick', 'quick']);
+  for (const objective of ['100', 'soon', '-1', '0', '']) {
+    expect(await servers(objective)).toEqual(['quick', 'slow']); // in turns
+  }
+  expect(workers.decodes.length).toBe(5);
 });

@@ -214,6 +214,42 @@ test('two gateways over one store have the same rollout', async () => {
   expect(await servedBy(one.ask, 3)).toEqual(Array(3).fill(OLD));
 });
 
+test('a start of the bundle that is the candidate changes what it names alone, and opens nothing anew', async () => {
+  const { begin, post, rollout, closed } = await start();
+  const asked = () => {
+    const { indexer, share, by } = rollout.status.state!;
+    return { indexer, share, by };
+  };
+  await begin(0, { indexer: '127.0.0.1:9', by: 'tenant' });
+  await begin(30);
+  expect(asked()).toEqual({ indexer: '127.0.0.1:9', share: 30, by: 'tenant' });
+  await post({ action: 'promote' });
+  await post({ action: 'start', bundle: '/bundles/next', by: 'session' });
+  expect(asked()).toEqual({ indexer: '127.0.0.1:9', share: 30, by: 'session' });
+  expect(rollout.status.phase).toBe('canary');
+  expect(closed()).toBe(0);
+  await begin(30, { indexer: '' });
+  expect(asked()).toEqual({ indexer: '', share: 30, by: 'session' });
+  await vi.waitUntil(() => closed() === 1);
+  await post({ action: 'rollback' });
+  await begin(30);
+  expect(asked()).toEqual({ indexer: '', share: 30, by: 'session' });
+});
+
+test('what another gateway was told a moment ago is kept by a start and a promotion at this one', async () => {
+  const rolloutStore = inMemory();
+  const [one, other] = [await start({}, { rolloutStore }), await start({}, { rolloutStore })]; // neither looks
+  await one.begin(0, { indexer: '127.0.0.1:9', by: 'tenant' });
+  await other.begin(30);
+  expect(await rolloutStore.read()).toMatchObject({ indexer: '127.0.0.1:9', share: 30, by: 'tenant' });
+  await one.begin(60, { by: 'session' });
+  await other.post({ action: 'promote' });
+  expect(await rolloutStore.read()).toMatchObject({ indexer: '127.0.0.1:9', share: 60, by: 'session', promoted: true });
+  await one.post({ action: 'rollback' });
+  expect(await other.post({ action: 'promote' })).toMatchObject({ status: 400, error: { code: 'invalid_request' } });
+  expect(await rolloutStore.read()).toBeUndefined();
+});
+
 test('a rollout is an admin’s, off by default, and of a bundle that can take part', async () => {
   const keys = await keysOf([keyEntry('boss', 'acme'), keyEntry('editor', 'acme', { access: 'index' })]);
   const { post } = await start({}, { keys });

@@ -1,3 +1,4 @@
+import fc from 'fast-check';
 import { expect, test, vi } from 'vitest';
 import type { PlacementRequest } from '../../../services/gateway/workers/worker-pool.ts';
 import { metrics } from '../../../services/lib/process/metrics.ts';
@@ -61,6 +62,69 @@ test('a worker that has most of a prompt gets it, unless it has more to do than 
   first.release();
   take(700); // to p1
   expect([place(299).address, place(300).address]).toEqual(['p2', 'p1']);
+});
+
+test('a hope for the time per token finds a free slot whose steps keep it, or else the one that comes nearest', async () => {
+  const decoder = fc.record({
+    slots: fc.integer({ min: 1, max: 4 }),
+    busy: fc.nat(4),
+    baseMs: fc.integer({ min: 1, max: 50 }),
+    eachMs: fc.nat(20),
+  });
+  const property = fc.asyncProperty(
+    fc.array(decoder, { minLength: 1, maxLength: 4 }),
+    fc.integer({ min: 1, max: 120 }),
+    async (decoders, tpotGoalMs) => {
+      const answers = decoders.map(({ slots, busy, baseMs, eachMs }, i) => {
+        const stepMs = Array.from({ length: slots }, (_, n) => baseMs + eachMs * (n + 1));
+        return [`d${i}`, { slots, freeSlots: Math.max(slots - busy, 0), queued: Math.max(busy - slots, 0), stepMs }];
+      });
+      const addresses = decoders.map((_, i) => `d${i}`);
+      const { workers } = fakePool({ p: {}, ...Object.fromEntries(answers) }, ['p'], addresses);
+      await workers.refresh();
+      const { decode } = workers.place({ promptTokens: 1, continues: true, positions: 10, tpotGoalMs })!;
+      const chosen = decoders[addresses.indexOf(decode!.address)]!;
+      const free = decoders.filter(({ busy, slots }) => busy < slots);
+      if (free.length === 0) return;
+      expect(free).toContain(chosen);
+      const next = ({ busy, baseMs, eachMs }: (typeof decoders)[number]) => baseMs + eachMs * (busy + 1);
+      const keeping = free.filter((each) => next(each) <= tpotGoalMs);
+      if (keeping.length === 0) expect(next(chosen)).toBe(Math.min(...free.map(next)));
+      else {
+        expect(keeping).toContain(chosen);
+        expect(chosen.busy).toBe(Math.min(...keeping.map(({ busy }) => busy)));
+      }
+    },
+  );
+  await fc.assert(property);
+});
+
+test('what a worker has not measured is taken from larger steps, and a worker that has measured nothing keeps any hope', async () => {
+  const busyWith = (sequences: number, stepMs: number[]) => ({ slots: 4, freeSlots: 4 - sequences, stepMs });
+  const chosen = async (one: object, other: object, tpotGoalMs: number) => {
+    const { workers } = fakePool({ p: {}, one, other }, ['p'], ['one', 'other']);
+    await workers.refresh();
+    return workers.place({ promptTokens: 1, continues: true, positions: 10, tpotGoalMs })!.decode!.address;
+  };
+  expect(await chosen(busyWith(1, [10, 0, 30]), busyWith(2, [10, 10, 20]), 20)).toBe('other');
+  expect(await chosen(busyWith(1, [10]), busyWith(2, [10, 10, 20]), 20)).toBe('one');
+  expect(await chosen(busyWith(1, [30]), busyWith(2, []), 20)).toBe('other');
+});
+
+test('a worker that does both is chosen for its steps before the prompt is placed', async () => {
+  const both = ['c1', 'c2'];
+  const { workers } = fakePool({ c1: { stepMs: [50] }, c2: { freeSlots: 2, stepMs: [5, 6, 7] } }, both, both);
+  await workers.refresh();
+  const prompt = { promptTokens: 9, continues: true, positions: 10, affinityWorker: 'c1', affinityTokens: 9 };
+  const placed = (tpotGoalMs?: number) => {
+    const { prefill, decode } = workers.place({ ...prompt, tpotGoalMs })!;
+    for (const lease of [prefill, decode!]) lease.release();
+    return [prefill.address, decode!.address];
+  };
+  expect([placed(), placed(10)]).toEqual([
+    ['c1', 'c1'],
+    ['c2', 'c2'],
+  ]);
 });
 
 test('a worker that keeps KV in a folder is found by it after a restart at another address', async () => {

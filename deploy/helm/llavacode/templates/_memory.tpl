@@ -8,7 +8,7 @@ once, for the check at its start.
 {{- printf "%dMi" (div (add (int64 .) 1048575) 1048576) }}
 {{- end }}
 
-{{/* Takes root, role and candidate. A gateway has the encoder of a rollout's candidate as well. */}}
+{{/* Takes root, role and candidate. A gateway has the encoder of a rollout's candidate as well, and a cache of its indexes. */}}
 {{- define "llavacode.memory" -}}
 {{- $v := .root.Values }}
 {{- $model := include "llavacode.modelOf" . | fromJson }}
@@ -24,7 +24,7 @@ once, for the check at its start.
 {{- $bytes = add $bytes (int64 $model.contextWeightsBytes) }}
 {{- end }}
 {{- if eq .role "gateway" }}{{ $bytes = add $bytes (int64 $pool.indexCacheBytes) (int64 $pool.rowCacheBytes) }}
-{{- if $v.candidate.enabled }}{{ $bytes = add $bytes (int64 $v.candidate.model.contextWeightsBytes) }}{{ end }}
+{{- if $v.candidate.enabled }}{{ $bytes = add $bytes (int64 $v.candidate.model.contextWeightsBytes) (int64 $pool.indexCacheBytes) }}{{ end }}
 {{- end }}
 {{- include "llavacode.mebibytes" $bytes }}
 {{- end }}
