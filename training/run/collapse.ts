@@ -36,7 +36,9 @@ export function collapseAlarm({ meanCosine, meanCosineOfEmbeddings }: Cosines): 
 
 /** The mean cosine in words. */
 export const cosineWords = ({ meanCosine }: Cosines) =>
-  meanCosine === null ? 'mean cosine not measured: no sample has two soft tokens' : `mean cosine ${meanCosine.toFixed(3)}`;
+  meanCosine === null
+    ? 'mean cosine not measured: no sample has two soft tokens'
+    : `mean cosine ${meanCosine.toFixed(3)}`;
 
 /** As many as the paper's Figure 2 has. */
 const PICTURED = 100;
