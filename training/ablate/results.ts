@@ -35,7 +35,7 @@ export interface RowFigures {
   readonly ofChunks?: Estimate;
   /**
    * Mean cosine between the soft tokens of a sample, and between the embeddings of its chunks. Near 1 the projector has
-   * collapsed. Undefined as {@link ofChunks} is.
+   * collapsed. Undefined as {@link ofChunks} is, and where no sample has two.
    */
   readonly cosine?: Estimate;
   readonly cosineOfEmbeddings?: Estimate;
@@ -109,7 +109,9 @@ function ofChunks(judgements: readonly Judgement[]): Estimate | undefined {
 }
 
 function alike(judgements: readonly Judgement[], name: Alike): Estimate | undefined {
-  const found = judgements.flatMap((judgement) => judgement[name] ?? []);
+  const values = judgements.map((judgement) => judgement[name]);
+  if (values.includes(undefined)) return undefined; // an earlier version judged some of them
+  const found = values.flatMap((value) => value ?? []);
   return found.length === 0 ? undefined : estimate(found);
 }
 

@@ -5,7 +5,7 @@
 import { join } from 'node:path';
 import { z } from 'zod';
 import { makeFolder } from '../../services/lib/process/os-errors.ts';
-import type { Rollouts } from '../step/rollouts.ts';
+import { PROMPTS_PER_SLOT, type Rollouts } from '../step/rollouts.ts';
 import { contentKey, KeptLines } from './lines.ts';
 import type { DataRow } from './rows.ts';
 import type { SampleMaker } from './samples.ts';
@@ -21,9 +21,6 @@ interface CompletionSettings {
   /** Prompts that decode together: completions of other numbers together may differ in rare ties. */
   readonly together: number;
 }
-
-/** Prompts of a group, in those that decode together: where one has ended, the next of its group takes its place. */
-const GROUP = 4;
 
 /**
  * The completion of each row by the name of the row. Ids that end an answer belong to it.
@@ -42,8 +39,8 @@ export async function textCompletions(
   const ofModel = contentKey(rollouts.digest, tokens, samples.format.stopIds).slice(0, 16);
   const kept = await KeptLines.open(join(dir, `completions-${ofModel}.jsonl`), completionSchema);
   const found = new Map<string, Ids>();
-  for (let start = 0; start < rows.length; start += GROUP * together) {
-    const group = rows.slice(start, start + GROUP * together).map((row) => {
+  for (let start = 0; start < rows.length; start += PROMPTS_PER_SLOT * together) {
+    const group = rows.slice(start, start + PROMPTS_PER_SLOT * together).map((row) => {
       const sample = samples.withText(row);
       return { row, sample, key: contentKey(sample.promptIds) };
     });

@@ -5,7 +5,7 @@
  *
  * `embeddings/DIGEST/000000-UUID.safetensors` … each hold up to {@link FILE_CHUNKS} chunks, one tensor each, named by
  * the SHA-256 of path and text. No two files have one name, so several runs may write at the same time. There may be
- * thousands of them, so only some stay open.
+ * thousands of them, so only those that were used last stay open.
  */
 import { createHash, randomUUID } from 'node:crypto';
 import { readdir } from 'node:fs/promises';
@@ -34,7 +34,7 @@ type TrainedSettings = ReturnType<typeof encoderSettings> & Pick<NetworkSpec, 'a
  * They are sorted by their length before they are encoded, so that few tokens are padding: fewer would sort less well.
  */
 const FILE_CHUNKS = 256;
-/** Files that stay open; others are opened when a chunk of theirs is read. Systems allow a process some 1,000. */
+/** Files that stay open, those that were used last. Systems allow a process some 1,000. */
 const MOST_OPEN = 64;
 /** Earlier versions had no UUID there. */
 const FILE_NAME = /^\d{6,}(-[0-9a-f-]{36})?\.safetensors$/;
@@ -57,8 +57,8 @@ export class Embeddings {
   /** Undefined when it was closed. */
   #encoder: OrtSession | undefined;
   readonly #inputs: InputBuilder;
-  /** By path. */
-  readonly #open = new Map<string, SafetensorsFile>();
+  /** By path, that which was used last at the end. One with users is not closed. */
+  readonly #open = new Map<string, { readonly file: Promise<SafetensorsFile>; users: number }>();
   /** The path of the file of each chunk. */
   readonly #pathOf = new Map<string, string>();
   /** Files that were there or were written. */
@@ -128,18 +128,36 @@ export class Embeddings {
     this.#files++;
   }
 
-  /** Uses a file, which stays open where few are. */
+  /** Uses a file, which stays open until {@link MOST_OPEN} others were used after it. */
   async #with<T>(path: string, use: (file: SafetensorsFile) => Promise<T>): Promise<T> {
-    const known = this.#open.get(path);
-    if (known) return use(known);
-    const remedy = 'Remove this file: its chunks are encoded again.';
-    const file = await withRemedy('checkpoint_invalid', remedy, () => SafetensorsFile.open(path));
-    const stays = this.#open.size < MOST_OPEN && !this.#open.has(path);
-    if (stays) this.#open.set(path, file);
+    const entry = this.#open.get(path) ?? { file: this.#openFile(path), users: 0 };
+    this.#open.delete(path);
+    this.#open.set(path, entry);
+    entry.users++;
     try {
-      return await use(file);
+      return await use(await entry.file);
     } finally {
-      if (!stays) await file.close();
+      entry.users--;
+      await this.#closeLongUnused();
+    }
+  }
+
+  async #openFile(path: string): Promise<SafetensorsFile> {
+    try {
+      const remedy = 'Remove this file: its chunks are encoded again.';
+      return await withRemedy('checkpoint_invalid', remedy, () => SafetensorsFile.open(path));
+    } catch (error) {
+      this.#open.delete(path);
+      throw error;
+    }
+  }
+
+  async #closeLongUnused(): Promise<void> {
+    for (const [path, { file, users }] of this.#open) {
+      if (this.#open.size <= MOST_OPEN) return;
+      if (users > 0) continue;
+      this.#open.delete(path);
+      await (await file).close();
     }
   }
 
@@ -221,7 +239,7 @@ export class Embeddings {
   async dispose(): Promise<void> {
     this.closeEncoder();
     this.#inputs.dispose();
-    for (const file of this.#open.values()) await file.close();
+    for (const { file } of this.#open.values()) await (await file).close();
   }
 }
 

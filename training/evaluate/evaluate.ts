@@ -22,7 +22,7 @@ import { meanCosine } from '../metrics/cosines.ts';
 import { formatsOf } from '../step/frozen.ts';
 import { openGraph, type SessionPlace } from '../step/graph-session.ts';
 import { float32 } from '../step/tensors.ts';
-import { Judge, type Judgement, type Question, TOGETHER } from './judge.ts';
+import { Judge, type Judgement, QUESTIONS, type Question } from './judge.ts';
 import { type EvaluationInputs, KeptJudgements } from './kept.ts';
 
 export interface EvaluationOptions {
@@ -99,11 +99,12 @@ export async function evaluate(
       const settings = softPerChunk === undefined ? lengths : { ...lengths, softPerChunk };
       const inputs = { arm: options.arm, model: judge.digest, data: data.digest, ...soft?.digests, settings };
       const kept = await KeptJudgements.open(options.to, inputs);
+      // A process that is killed loses what was asked at once.
       while (kept.made.length < data.rows.length) {
         const done = kept.made.length;
         onProgress(`judging ${done + 1} of ${data.rows.length}`);
         const asked: Asked[] = [];
-        for (let i = done; i < Math.min(done + AT_A_TIME, data.rows.length); i++) {
+        for (let i = done; i < Math.min(done + QUESTIONS, data.rows.length); i++) {
           asked.push(
             soft
               ? await softQuestion(data.rows, i, samples, soft, signal)
@@ -133,12 +134,6 @@ export function assertRoomToJudge(
   assertFitsContext(options, spec, arm === 'text' ? rows + textTokens : rows);
 }
 
-/**
- * Samples that are judged before they are kept, which a process that is killed loses: more than decode together, so
- * that one whose completion has ended makes room for the next.
- */
-const AT_A_TIME = 2 * TOGETHER;
-
 const NO_SOFT = new Float32Array(0);
 
 const questionOf = (arm: Arm, row: DataRow, samples: SampleMaker): Question => ({
@@ -147,7 +142,7 @@ const questionOf = (arm: Arm, row: DataRow, samples: SampleMaker): Question => (
   target: row.target,
 });
 
-/** A question, and how alike its soft tokens are, where it has two. */
+/** A question, and how alike its soft tokens are, where it has any. */
 interface Asked {
   readonly question: Question;
   readonly cosines?: Pick<Judgement, 'cosine' | 'cosineOfEmbeddings'> | undefined;
@@ -225,8 +220,8 @@ class Soft {
     const shape = [count, embeddings.length / count];
     const out = await this.#projector.run({ embeddings: float32(shape, embeddings) }, ['soft_tokens'], signal);
     const soft = out['soft_tokens']!.data as Float32Array;
-    const cosines = { cosine: meanCosine(soft, count), cosineOfEmbeddings: meanCosine(embeddings, count) };
-    return { sample, soft, cosines: count > 1 ? cosines : undefined };
+    const cosineOf = (vectors: Float32Array) => (count > 1 ? meanCosine(vectors, count) : null);
+    return { sample, soft, cosines: { cosine: cosineOf(soft), cosineOfEmbeddings: cosineOf(embeddings) } };
   }
 
   async dispose(): Promise<void> {

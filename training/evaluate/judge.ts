@@ -5,11 +5,13 @@
 import type { Tokenizer } from '../../services/lib/text/tokenizer.ts';
 import { authorsScores, paperScores } from '../metrics/lines.ts';
 import { type ModelPlace, TeacherPass } from '../step/pass.ts';
-import { Rollouts } from '../step/rollouts.ts';
+import { PROMPTS_PER_SLOT, Rollouts } from '../step/rollouts.ts';
 import type { Sample } from '../step/rows.ts';
 
 /** Sequences that decode together. */
-export const TOGETHER = 16;
+const TOGETHER = 16;
+/** Questions that are asked at once where there are many; their soft tokens are held at the same time. */
+export const QUESTIONS = PROMPTS_PER_SLOT * TOGETHER;
 
 /** A prompt with its soft tokens, and the text that should follow it. */
 export interface Question {
@@ -26,10 +28,13 @@ export interface Judgement {
   readonly ce: number;
   /** The same of the control, where the question has one: what soft tokens give that say nothing of this sample. */
   readonly controlCe?: number;
-  /** Mean cosine between two of its soft tokens, where it has two; near 1 they say the same of every chunk. */
-  readonly cosine?: number;
+  /**
+   * Mean cosine between two of its soft tokens, null where it has fewer; near 1 they say the same of every chunk.
+   * Undefined without a projector, and in judgements of earlier versions.
+   */
+  readonly cosine?: number | null;
   /** The same between the embeddings of its chunks. */
-  readonly cosineOfEmbeddings?: number;
+  readonly cosineOfEmbeddings?: number | null;
   /** The completion, cut to as many filled lines as the target has. */
   readonly text: string;
   /** By the paper's definition, of that text: 0 or 1, and from 0 to 1. */

@@ -6,8 +6,16 @@ import { basename } from 'node:path';
 import { escaped, type Line, lineChart } from './chart.ts';
 import { bitmap, cosines, SCALE } from './matrix.ts';
 
-/** The figures of one step or validation, as the run's log has them. */
-export type Figures = { readonly step: number } & Readonly<Record<string, number>>;
+/** The figures of one step or validation, as the run's log has them; null for what could not be measured. */
+export type Figures = { readonly step: number } & Readonly<Record<string, number | null>>;
+
+/** The same chunks before and after the projector, one row each. */
+export interface PicturedVectors {
+  readonly embeddings: readonly Float32Array[];
+  readonly soft: readonly Float32Array[];
+  /** Of what they are chunks, in words. */
+  readonly of: string;
+}
 
 export interface RunPicture {
   /** Folder of the run. */
@@ -18,10 +26,7 @@ export interface RunPicture {
   readonly ended: boolean;
   readonly alarm: string | undefined;
   readonly records: readonly Figures[];
-  /** The same chunks before and after the projector, one row each, and of what they are chunks. */
-  readonly vectors:
-    | { readonly embeddings: readonly Float32Array[]; readonly soft: readonly Float32Array[]; readonly of: string }
-    | undefined;
+  readonly vectors: PicturedVectors | undefined;
 }
 
 /** Charts: title, and the lines with the names that the log has for them. Lines that are always 0 are left out. */
@@ -56,7 +61,7 @@ function chartOf(records: readonly Figures[], [title, names, scale = 1]: (typeof
   const lines = Object.entries(names).flatMap(([name, label]): Line[] => {
     const points = records.flatMap((record): [number, number][] => {
       const value = record[name];
-      return value === undefined ? [] : [[record.step, value * scale]];
+      return typeof value === 'number' ? [[record.step, value * scale]] : [];
     });
     const told = KEPT_AT_ZERO.has(name) || points.some(([, value]) => value !== 0);
     return points.length > 0 && told ? [{ name: label, points }] : [];

@@ -3,12 +3,12 @@ import { join, resolve } from 'node:path';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import type { Progress } from '../../services/lib/process/progress.ts';
 import type { Embeddings } from '../data/embeddings.ts';
-import { runPage } from '../report/page.ts';
+import { type PicturedVectors, runPage } from '../report/page.ts';
 import { type AdamState, rateAt } from '../step/optimizer.ts';
 import type { Tensors } from '../step/tensors.ts';
 import { judged, type Standing } from './best.ts';
 import { checkpointParameters, saveCheckpoint } from './checkpoints.ts';
-import { type Cosines, collapseAlarm, cosinesSchema, type PicturedVectors } from './cosines.ts';
+import { type Cosines, collapseAlarm, cosinesSchema } from './collapse.ts';
 import { writeWhole } from './files.ts';
 import { RunLog } from './log.ts';
 import { Pace } from './pace.ts';
@@ -241,7 +241,8 @@ export class Run<S> {
     const { validation, cosines } = found;
     const alarm = collapseAlarm(cosines);
     this.#seen = { ...found, step, alarm };
-    await log.write({ step, ...(validation ?? cosines), collapsed: alarm === undefined ? 0 : 1 });
+    const collapsed = cosines.meanCosine === null ? null : Number(alarm !== undefined);
+    await log.write({ step, ...(validation ?? cosines), collapsed });
     if (alarm !== undefined) {
       progress.warn(`step ${step}: ${alarm}`);
       progress.start('training');

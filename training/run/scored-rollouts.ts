@@ -54,20 +54,21 @@ export class ScoredRollouts {
    * Rollouts with their rewards for one step. Without a baseline they are greedy. With `scst` they are drawn, and the
    * greedy one's reward is the baseline: what is better than it becomes likelier, what is worse less likely (Rennie et
    * al., "Self-critical sequence training", CVPR 2017).
+   * Of the slots only as many are computed as a step has samples: a validation may have more, and needs more slots.
    * @param step the number of steps before this one
    * @throws as {@link Rollouts.all}.
    */
   async rollOut(samples: Samples, soft: SoftTokens, step: number, signal?: AbortSignal): Promise<Rollout[]> {
     const { baseline, seed } = this.#settings;
     if (baseline === 'none') {
-      const greedy = await this.#rollouts.greedy(samples, soft, signal);
+      const greedy = await this.#rollouts.greedy(samples, soft, signal, samples.length);
       return greedy.map((ids, i) => ({ ids, reward: this.#worth(ids, samples[i]!) }));
     }
     const prompts = samples.map((sample, i) => {
       const samplings = [GREEDY, drawing(seedAt(seed, step * samples.length + i))];
       return { sample, soft: soft[i]!, samplings };
     });
-    const found = await this.#rollouts.all(prompts, signal);
+    const found = await this.#rollouts.all(prompts, signal, samples.length);
     return found.map(([greedy, drawn], i) => {
       const worth = this.#worth(drawn!, samples[i]!);
       return { ids: drawn!, worth, reward: worth - this.#worth(greedy!, samples[i]!) };

@@ -1,5 +1,5 @@
 /** A run on the terminal. */
-import { collapseAlarm } from './cosines.ts';
+import { collapseAlarm, cosineWords } from './collapse.ts';
 import { onTerminal } from './on-terminal.ts';
 import { scoreWords } from './run.ts';
 import type { TrainOptions } from './settings.ts';
@@ -16,7 +16,7 @@ export async function runTrain(options: TrainOptions, json: string | undefined):
     const { steps, stoppedEarly, bestStep, validation, cosines, projector } = report;
     const ended = stoppedEarly ? `; no better one in ${options.patience} validations, so the run ended` : '';
     const scores = validation ? `, ${scoreWords(validation)}` : '';
-    const figures = cosines ? `${scores}, mean cosine ${cosines.meanCosine.toFixed(3)}` : scores;
+    const figures = cosines ? `${scores}, ${cosineWords(cosines)}` : scores;
     progress.succeed(
       `${projector}: that of step ${bestStep} of ${steps}${figures}${ended}; serve it with llavacode export --projector`,
     );

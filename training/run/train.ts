@@ -38,7 +38,7 @@ import { type Companions, type EmbeddedSample, Trainer } from '../step/trainer.t
 import { NO_STANDING } from './best.ts';
 import { hasCheckpoint, latestCheckpoint } from './checkpoints.ts';
 import { Cleanup } from './cleanup.ts';
-import { WATCHED_SAMPLES, watch } from './cosines.ts';
+import { WATCHED_SAMPLES, watch } from './collapse.ts';
 import { decisiveDevice, openTrainingDevice, sayPlacement } from './device.ts';
 import { EncodingAhead } from './encoding.ts';
 import { gradientCosine, LEAST_COSINE } from './gradient-check.ts';

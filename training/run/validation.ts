@@ -1,10 +1,11 @@
 /** How well a projector does on samples that it was not trained on. */
 import { z } from 'zod';
-import type { Judge, Question } from '../evaluate/judge.ts';
+import { type Judge, QUESTIONS, type Question } from '../evaluate/judge.ts';
+import type { PicturedVectors } from '../report/page.ts';
 import type { TrainableProjector } from '../step/projector.ts';
 import type { Sample } from '../step/rows.ts';
 import type { EmbeddedSample } from '../step/trainer.ts';
-import { CosineMeter, cosinesSchema, type PicturedVectors } from './cosines.ts';
+import { CosineMeter, cosinesSchema } from './collapse.ts';
 
 /** Means over the samples; kept in checkpoints. */
 export const validationSchema = z.object({
@@ -19,8 +20,8 @@ export const validationSchema = z.object({
 export type Validation = z.infer<typeof validationSchema>;
 
 /**
- * So many of the rows of a validation, evenly spaced: rows of one repository follow each other, and all repositories
- * should be judged on. The same whatever the seed, so that runs can be compared.
+ * So many of the rows of a validation, evenly spaced: rows of one repository follow each other, so these are
+ * spread over the repositories. The same whatever the seed, so that runs can be compared.
  * @param most undefined for all
  */
 export function spaced<T>(rows: readonly T[], most: number | undefined): readonly T[] {
@@ -35,9 +36,6 @@ interface Judges {
   readonly targetOf: (sample: Sample) => string;
 }
 
-/** Samples whose soft tokens are held at a time: more than decode together, so that none of the slots stays empty. */
-const TOGETHER = 64;
-
 /** @throws ServingError sample_invalid, training_diverged, runtime_failed; the signal's reason. */
 export async function validate(
   samples: readonly EmbeddedSample[],
@@ -46,9 +44,9 @@ export async function validate(
 ): Promise<{ validation: Validation; vectors: PicturedVectors }> {
   const meter = new CosineMeter(samples);
   const sums = { validCe: 0, validEm: 0, validEs: 0 };
-  for (let start = 0; start < samples.length; start += TOGETHER) {
+  for (let start = 0; start < samples.length; start += QUESTIONS) {
     const questions: Question[] = [];
-    for (let i = start; i < Math.min(start + TOGETHER, samples.length); i++) {
+    for (let i = start; i < Math.min(start + QUESTIONS, samples.length); i++) {
       const sample = samples[i]!;
       questions.push({ sample, soft: await meter.project(i, projector, signal), target: targetOf(sample) });
     }

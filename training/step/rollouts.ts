@@ -3,8 +3,9 @@
  * together, one slot of the KV pool each. A slot whose sequence has ended takes the next one at once: another
  * continuation of its prompt, whose keys and values are there, or another prompt.
  *
- * A step always computes all slots, those without a sequence too: what the last bits of a row are depends on the number
- * of rows, so a sequence would else depend on how many others there are.
+ * All steps of a call compute equally many slots, those without a sequence too: what the last bits of a row are depends
+ * on the number of rows, so a sequence would else depend on which others are still running. By default these are all
+ * slots, so that a sequence does not depend on how many others there are either.
  */
 import { CPU, type Device } from '../../services/lib/engine/device.ts';
 import { DeviceKv } from '../../services/lib/engine/device-kv.ts';
@@ -18,6 +19,12 @@ import { GREEDY, type Sampling } from '../../services/lib/request/next-token.ts'
 import { withGraph } from './graph-session.ts';
 import type { ModelPlace } from './pass.ts';
 import type { Sample } from './rows.ts';
+
+/**
+ * Prompts that are given at once where there are many, for each slot: where one has ended, the next takes its place, and
+ * only at the end of so many slots stay empty.
+ */
+export const PROMPTS_PER_SLOT = 4;
 
 interface RolloutSettings {
   /** Sequences that decode together. */
@@ -78,6 +85,7 @@ export class Rollouts {
   /**
    * Continuations of the likeliest tokens.
    * @param soft [soft, hidden] of each sample
+   * @param together as of {@link all}
    * @returns the ids that follow each prompt
    * @throws as {@link all}.
    */
@@ -85,19 +93,27 @@ export class Rollouts {
     samples: readonly Sample[],
     soft: readonly Float32Array[],
     signal?: AbortSignal,
+    together?: number,
   ): Promise<(readonly number[])[]> {
     const prompts = samples.map((sample, i) => ({ sample, soft: soft[i]!, samplings: [GREEDY] }));
-    return (await this.all(prompts, signal)).map(([ids]) => ids!);
+    return (await this.all(prompts, signal, together)).map(([ids]) => ids!);
   }
 
   /**
    * All continuations of all prompts. Each prompt is computed once, however often it is continued.
+   * @param together the most sequences that decode together, where not all slots are to be computed: fewer rows take
+   *   less time, and their last bits differ
    * @returns for each prompt, for each of its samplings: the ids that follow
    * @throws ServingError context_length_exceeded; training_diverged where the model gives a logit that is not a number;
    *   the signal's reason
    */
-  async all(prompts: readonly Continued[], signal?: AbortSignal): Promise<(readonly (readonly number[])[])[]> {
-    const { slots, tokens, stopIds } = this.#settings;
+  async all(
+    prompts: readonly Continued[],
+    signal?: AbortSignal,
+    together?: number,
+  ): Promise<(readonly (readonly number[])[])[]> {
+    const { tokens, stopIds } = this.#settings;
+    const slots = Math.min(together ?? this.#settings.slots, this.#settings.slots);
     const found: (readonly Continuation[])[] = [];
     /** By slot: what it continues, and what of its prompt is still to be continued. */
     const running = new Array<Continuation>(slots);

@@ -24,7 +24,7 @@ export function tableOf(
           (100 * validation.validEm).toFixed(1),
           (100 * validation.validEs).toFixed(1),
           validation.validCe.toFixed(4),
-          validation.meanCosine.toFixed(3),
+          validation.meanCosine?.toFixed(3) ?? 'none',
         ]),
   ]);
   const widths = heads.map((head, i) => Math.max(head.length, ...lines.map((line) => line[i]!.length)));

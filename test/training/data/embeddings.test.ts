@@ -1,7 +1,8 @@
 /** Embeddings of chunks in a folder that several runs share. */
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { expect, test } from 'vitest';
+import { expect, test, vi } from 'vitest';
+import { SafetensorsFile } from '../../../services/lib/model/checkpoint/safetensors.ts';
 import { openSourceNetwork } from '../../../services/lib/model/checkpoint/source-network.ts';
 import { Embeddings } from '../../../training/data/embeddings.ts';
 import { GOLDENS, temporaryFolder } from '../../support/models.ts';
@@ -86,6 +87,22 @@ test('a folder of more files than stay open is read', { timeout: TRAINING_TIMEOU
     for (const i of [0, 65, 69]) {
       expect(await second.of([chunks[i]!])).toEqual((await first.of(chunks)).slice(i * 64, (i + 1) * 64));
     }
+    using openings = vi.spyOn(SafetensorsFile, 'open');
+    await second.of(chunks); // those that were read last stay open
+    openings.mockClear();
+    await second.of(chunks.slice(-64));
+    expect(openings).not.toHaveBeenCalled();
+    await second.of([chunks[6]!]);
+    await second.of([chunks[0]!]);
+    expect(openings).toHaveBeenCalledTimes(1); // that of 0: the file of 6 was used
+    openings.mockClear();
+    await second.of([chunks[6]!]);
+    expect(openings).not.toHaveBeenCalled();
+    await second.of([chunks[7]!]); // the longest unused one was closed for that of 0
+    expect(openings).toHaveBeenCalledTimes(1);
+    // Files that are read at the same time stay open until they are read, however many they are.
+    const alone = await Promise.all(chunks.map((chunk) => second.of([chunk])));
+    expect(alone).toEqual(await Promise.all(chunks.map((_, i) => first.of([chunks[i]!]))));
   } finally {
     await first.dispose();
     await second.dispose();

@@ -1,7 +1,7 @@
 /** Which of two validations is better, and how long a run waits for one. */
 import { describe, expect, test } from 'vitest';
 import { isBetter, judged, NO_STANDING, type Standing } from '../../../training/run/best.ts';
-import { collapseAlarm } from '../../../training/run/cosines.ts';
+import { collapseAlarm } from '../../../training/run/collapse.ts';
 import { spaced, type Validation } from '../../../training/run/validation.ts';
 
 const figures = (validEm: number, validEs: number, validCe: number, meanCosine = 0.5): Validation => ({
@@ -36,7 +36,7 @@ describe('validations', () => {
     ]);
   });
 
-  test('some samples of a validation are evenly spaced, so that those of all repositories are among them', () => {
+  test('some samples of a validation are evenly spaced, so that they are spread over the repositories', () => {
     const rows = Array.from({ length: 10 }, (_, i) => i);
     expect(spaced(rows, undefined)).toEqual(rows);
     expect(spaced(rows, 12)).toEqual(rows);

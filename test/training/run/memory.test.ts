@@ -69,6 +69,22 @@ describe('memory', () => {
       };
       expect(accepted(peakBytes - 1)).toBe(false);
       expect(accepted(1.3 * peakBytes)).toBe(true); // it is not refused where there is room
+      const error = trainingBytes(shape, { ...asked, slots: 0 }) / peakBytes - 1;
+      expect(error).toBeGreaterThan(-0.08);
+      expect(error).toBeLessThan(cell.shape === SHIPPED ? 0.13 : 0.08);
+    },
+  );
+
+  // The artifact has none of these: peaks of resident memory of a process that only trains, with targets of 40 tokens.
+  test.each([
+    [510, 2.15],
+    [2000, 3.2],
+  ])(
+    'with activations that are computed again a prompt of %i tokens takes %f GiB, by arithmetic up to 14 %% more',
+    (prompt, gib) => {
+      const error = trainingBytes(spec, need(prompt, { recompute: true })) / (gib * GIB) - 1;
+      expect(error).toBeGreaterThan(0);
+      expect(error).toBeLessThan(0.14);
     },
   );
 

@@ -68,6 +68,22 @@ describe.each([2, 3] as const)('with a projector of %i layers', (layers) => {
     expect(fewestSteps(lengths, 2)).toBeLessThan(Math.max(a, b) - 1 + Math.max(c, d) - 1);
   });
 
+  test('a call that needs fewer slots than there are computes fewer, and those of others stay as they were', async () => {
+    const soft = await softTokens();
+    using steps = vi.spyOn(DecoderSession.prototype, 'step');
+    const rows = () => new Set(steps.mock.calls.map(([ids]) => ids.length));
+    await withRollouts(6, [stop], async (rollouts) => {
+      expect(await rollouts.greedy(samples, soft, undefined, 2)).toEqual(ended);
+      expect(rows()).toEqual(new Set([2]));
+      steps.mockClear();
+      expect(await rollouts.greedy(samples, soft)).toEqual(ended);
+      expect(rows()).toEqual(new Set([6]));
+      steps.mockClear();
+      expect(await rollouts.greedy(samples, soft, undefined, 66)).toEqual(ended);
+      expect(rows()).toEqual(new Set([6])); // never more than there are
+    });
+  });
+
   test('a prompt that is continued twice is computed once, and each continuation is what it is alone', async () => {
     const soft = await softTokens();
     const samplings = (i: number) => [GREEDY, drawing(100 + i)];

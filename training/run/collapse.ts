@@ -6,40 +6,39 @@
 import { z } from 'zod';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { meanCosine } from '../metrics/cosines.ts';
+import type { PicturedVectors } from '../report/page.ts';
 import type { TrainableProjector } from '../step/projector.ts';
 import type { EmbeddedSample } from '../step/trainer.ts';
 
 export const cosinesSchema = z.object({
   /**
-   * Cosine between two soft tokens of a sample, over the samples that have two; 0 where none has. Near 1 the projector
-   * has collapsed: it says the same of every chunk.
+   * Cosine between two soft tokens of a sample, over the samples that have two; null where none has. Near 1 the
+   * projector has collapsed: it says the same of every chunk.
    */
-  meanCosine: z.number(),
+  meanCosine: z.number().nullable(),
   /** The same between the embeddings. */
-  meanCosineOfEmbeddings: z.number(),
+  meanCosineOfEmbeddings: z.number().nullable(),
 });
 export type Cosines = z.infer<typeof cosinesSchema>;
 
 /** Above this mean cosine all soft tokens of a prompt say nearly the same. */
 const COLLAPSED = 0.98;
 
-/** The alarm for a projector that has collapsed; undefined for one that has not. */
+/** The alarm for a projector that has collapsed; undefined for one that has not, or where that was not measured. */
 export function collapseAlarm({ meanCosine, meanCosineOfEmbeddings }: Cosines): string | undefined {
-  if (meanCosine <= COLLAPSED) return undefined;
+  if (meanCosine === null || meanCosine <= COLLAPSED) return undefined;
   const remedy =
-    meanCosineOfEmbeddings > COLLAPSED
+    meanCosineOfEmbeddings !== null && meanCosineOfEmbeddings > COLLAPSED
       ? 'the embeddings do not differ either: choose another encoder or pooling, or chunks that differ'
       : 'raise --alignment, or use --alignment-form frobenius';
   return `the projector has collapsed: its soft tokens have a mean cosine of ${meanCosine.toFixed(3)}; ${remedy}`;
 }
 
-/** The same chunks before and after the projector, one row each, for pictures. */
-export interface PicturedVectors {
-  readonly embeddings: readonly Float32Array[];
-  readonly soft: readonly Float32Array[];
-  /** Of what they are chunks, in words. */
-  readonly of: string;
-}
+/** The mean cosine in words. */
+export const cosineWords = ({ meanCosine }: Cosines) =>
+  meanCosine === null
+    ? 'mean cosine not measured: no sample has two soft tokens'
+    : `mean cosine ${meanCosine.toFixed(3)}`;
 
 /** As many as the paper's Figure 2 has. */
 const PICTURED = 100;
@@ -94,7 +93,7 @@ export class CosineMeter {
   }
 
   get cosines(): Cosines {
-    const mean = (name: keyof Cosines) => this.#sums[name] / (this.#several || 1);
+    const mean = (name: keyof Cosines) => (this.#several === 0 ? null : this.#sums[name] / this.#several);
     return { meanCosine: mean('meanCosine'), meanCosineOfEmbeddings: mean('meanCosineOfEmbeddings') };
   }
 
@@ -108,7 +107,7 @@ export class CosineMeter {
   }
 }
 
-/** Samples that are trained on on which a run without a validation looks whether its projector has collapsed. */
+/** Training samples by which a run without a validation finds out whether its projector has collapsed. */
 export const WATCHED_SAMPLES = 64;
 
 /** Cosines of samples that are trained on. @throws as {@link CosineMeter.project}. */

@@ -4,8 +4,18 @@ import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import { writeSafetensors } from '../../../services/lib/model/checkpoint/safetensors-writer.ts';
 import { projectorShapes } from '../../../services/lib/model/graph/projector.ts';
+import { cosineWords } from '../../../training/run/collapse.ts';
 import { train } from '../../../training/run/train.ts';
-import { never, resultsOf, silent, smallRuns, TRAINING_TIMEOUT_MS, trained } from '../../support/training.ts';
+import {
+  never,
+  resultsOf,
+  silent,
+  smallRow,
+  smallRuns,
+  TRAINING_TIMEOUT_MS,
+  trained,
+  writeRows,
+} from '../../support/training.ts';
 
 const { dir, options } = await smallRuns(4);
 const looksOf = async (to: string) => {
@@ -32,6 +42,24 @@ test('its log, its report and its page have the cosines of its chunks and soft t
   expect((await trained(run)).report).toEqual(report); // a run that is complete says it again
   const page = await readFile(join(run.to, 'report.html'), 'utf8');
   expect(page).toContain('Pairwise cosines of 8 chunks of samples that are trained on');
+});
+
+test('where no sample has two soft tokens nothing is claimed', { timeout: TRAINING_TIMEOUT_MS }, async () => {
+  const rows = [0, 1].map((i) => ({ ...smallRow(i), crossfile_array: [`# b.py\nb${i} = ${i}`] }));
+  const data = await writeRows(join(dir, 'one-chunk.jsonl'), rows);
+  for (const validation of [undefined, data]) {
+    const run = options(`one-chunk-${validation === undefined}`, { data, validation, steps: 1 });
+    const { report } = await trained(run);
+    expect(report.cosines).toMatchObject({ meanCosine: null, meanCosineOfEmbeddings: null });
+    const looks = await looksOf(run.to);
+    expect(looks.map(({ meanCosine, collapsed }) => [meanCosine, collapsed])).toEqual([
+      [null, null],
+      [null, null],
+    ]);
+    expect(await readFile(join(run.to, 'report.html'), 'utf8')).not.toContain('Mean pairwise cosine');
+    expect(cosineWords(report.cosines!)).toMatch(/^mean cosine not measured/);
+    expect((await trained(run)).report).toEqual(report);
+  }
 });
 
 test('a projector that says the same of every chunk is an alarm', { timeout: TRAINING_TIMEOUT_MS }, async () => {
