@@ -255,6 +255,11 @@ describe('an evaluation', () => {
     [['--arms', 'soft'], /soft must be one of off, text, mixed, compressed/],
     [['--arms', 'compressed-files'], /config_invalid: --arms compressed-files: .*--context index/],
     [['--beside', 'nowhere.json'], /--beside nowhere\.json/],
+    [['--summarizer', 'http://h'], /config_invalid: --summarizer http:\/\/h changes nothing without summary in --arms/],
+    [
+      ['--arms', 'off,summary', '--summarizer-model', 'm', '--summarizer-key-file', 'k'],
+      /config_invalid: --summarizer-model m, --summarizer-key-file k changes nothing without --summarizer/,
+    ],
   ])('with %j is refused in words', { timeout: TIMEOUT_MS }, async (options, message) => {
     const { code, errors } = await onSystem('refused', ...benchmark('cceval'), ...options).exit;
     expect(code).toBeGreaterThan(0);
