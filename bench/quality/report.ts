@@ -7,7 +7,7 @@ import { figure, percent, table } from '../report/markdown.ts';
 import type { Bench } from '../report/report.ts';
 import { ladderCharts, ladderTable, sharePercent, timeNotes } from './ladder.ts';
 import { ceGain, ceShare, recovered, savingKept, verdictOf } from './measure.ts';
-import type { ArmFigures, Comparison, Gate, Median, QualityResult } from './result.ts';
+import type { Comparison, Gate, Median, QualityResult } from './result.ts';
 
 const DEFINITIONS = {
   EM: 'share of completions that equal the target but for white space at both ends, after a cut to its filled lines',
