@@ -58,6 +58,7 @@ export class QualityClient {
    * What a model that follows instructions answers to one message.
    * @param model undefined where the server has but one
    * @param maxTokens by the server's own tokenizer
+   * @returns the answer; '' where the model gave none, such as one whose thoughts took all tokens
    * @throws as {@link complete}.
    */
   async chat(message: string, model: string | undefined, maxTokens: number): Promise<string> {

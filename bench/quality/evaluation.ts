@@ -76,6 +76,8 @@ export type EvaluationSettings = Pick<
 
 /** Lines around the gap that a reader is shown. */
 const [SHOWN_BEFORE, SHOWN_AFTER] = [8, 4];
+/** Why a prompt lacks context where the model that summarises answered nothing. */
+const EMPTY_SUMMARY = 'empty_summary';
 /** Tokens of text that chunks may take where only their names are wanted. */
 const NAMING_TOKENS = 8_192;
 
@@ -117,8 +119,8 @@ export class Evaluation {
   async complete(sample: WholeSample, index: number) {
     const arms = await this.#keyed(sample);
     const missing = arms.filter(({ key }) => this.#parts.answers.get(key) === undefined);
-    if (missing.length > 0) await this.#ask(sample, rotated(missing, index));
-    const kept = arms.map(({ spec, key }) => [spec, this.#parts.answers.get(key)!] as const);
+    const asked = missing.length > 0 ? await this.#ask(sample, rotated(missing, index)) : undefined;
+    const kept = arms.map(({ spec, key }) => [spec, asked?.get(key) ?? this.#parts.answers.get(key)!] as const);
     const scored = kept.map(([, { completion }]) => this.#parts.scorer.score(sample.left, completion, sample.target));
     return {
       result: resultOf(sample, kept, scored),
@@ -154,17 +156,21 @@ export class Evaluation {
     return isRewriter(arm) ? { rewriteTokens, ...this.#parts.rewriters.settingsOf(arm) } : {};
   }
 
-  async #ask(sample: WholeSample, arms: readonly KeyedArm[]): Promise<void> {
+  /** The answers by their keys. Each is kept at once, but for those whose summaries the next run must ask for again. */
+  async #ask(sample: WholeSample, arms: readonly KeyedArm[]): Promise<ReadonlyMap<string, KeptAnswer>> {
     const { answers, contexts, prompts } = this.#parts;
+    const asked = new Map<string, KeptAnswer>();
     const code = prompts.cut(sample.left, sample.right);
     const askAll = async (context: SampleContext) => {
       for (const { spec, key } of arms) {
         const answer = await named(sample, spec, () => this.#answer(spec, sample, code, context));
-        await answers.add(new Map([[key, answer]]));
+        asked.set(key, answer);
+        if (answer.degraded !== EMPTY_SUMMARY) await answers.add(new Map([[key, answer]]));
       }
     };
-    if (!arms.some(({ spec }) => needsIndex(spec.arm))) return askAll(NO_CONTEXT);
-    return contexts.with(sample, askAll);
+    if (arms.some(({ spec }) => needsIndex(spec.arm))) await contexts.with(sample, askAll);
+    else await askAll(NO_CONTEXT);
+    return asked;
   }
 
   async #answer(
@@ -177,9 +183,9 @@ export class Evaluation {
     const at = { repo: context.repo, path: sample.path, retriever };
     if (isRewriter(arm)) {
       const found = isGiven(arm) ? NOTHING_FOUND : await this.#find(code, at, context);
-      const ids = await rewriters.rewrite(arm satisfies Rewriter, sample, found.chunks);
+      const { ids, lacksSummary } = await rewriters.rewrite(arm satisfies Rewriter, sample, found.chunks);
       const answer = await this.#complete(prompts.withContext(code, ids), sample, NO_CONTEXT);
-      return { ...answer, rewritten: tokenizer.decode(ids), degraded: found.degraded };
+      return { ...answer, rewritten: tokenizer.decode(ids), degraded: lacksSummary ? EMPTY_SUMMARY : found.degraded };
     }
     if (arm === 'off' || at.repo === '') return this.#complete(prompts.plain(code), sample, NO_CONTEXT);
     return this.#complete(prompts.retrieving(code, arm, at), sample, context);

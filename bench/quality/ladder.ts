@@ -10,7 +10,9 @@ import type { Estimate } from '../../training/metrics/intervals.ts';
 import { readArtifact } from '../report/artifact.ts';
 import { axes, type Chart, COLOURS } from '../report/chart.ts';
 import { figure, percent, table } from '../report/markdown.ts';
-import { recovered } from './measure.ts';
+import { type Arm, EVALUATE_COMMAND } from './command.ts';
+import { ceShare, recovered } from './measure.ts';
+import { isRewriter } from './prompts.ts';
 import type { QualityResult, Rung } from './result.ts';
 import type { Survey } from './samples.ts';
 
@@ -36,7 +38,7 @@ type Same = (typeof SAME)[number][0];
 const SYMBOLS = ['circle', 'diamond', 'triangle'] as const;
 
 /** The rungs of one run, in the order of its arms. */
-export function rungsOf({ model, softPerChunk = 1, figures }: QualityResult): Rung[] {
+export function rungsOf({ model, softPerChunk = 1, figures, samples }: QualityResult): Rung[] {
   const off = figures.find(({ arm }) => arm === 'off');
   return figures.map(({ arm, promptTokens, softTokens, scores, ce, ttft }) => ({
     model,
@@ -50,12 +52,13 @@ export function rungsOf({ model, softPerChunk = 1, figures }: QualityResult): Ru
     ttft,
     ttftOverOff: off && ttft.median / off.ttft.median,
     recovered: COMMON.includes(arm) ? null : recovered(figures, arm, 'editSimilarity'),
-    recoveredCe: COMMON.includes(arm) ? null : recovered(figures, arm, 'ce'),
+    recoveredCe: COMMON.includes(arm) ? null : (ceShare(samples, arm) ?? null),
   }));
 }
 
 /**
- * The rungs of earlier runs, without the arms that every run has.
+ * The rungs of earlier runs, without the arms that every run has. An artifact from before one of the options of
+ * {@link SAME} existed has that option's default.
  * @param files artifacts
  * @param survey what the new run evaluates
  * @param options how it does
@@ -77,7 +80,8 @@ export async function rungsBeside(
       throw refused(file, `evaluates ${its}, and this run ${own}`);
     }
     for (const [name, flag] of SAME) {
-      const [its, own] = [settings[name], options[name]].map((value) => (value === undefined ? 'none' : String(value)));
+      const its = String(settings[name] ?? EVALUATE_COMMAND.options[name].initial);
+      const own = String(options[name]);
       if (its !== own)
         throw refused(file, `has ${flag} ${its}, and this run ${own}`, `give ${flag} ${its}, or leave it out`);
     }
@@ -101,6 +105,29 @@ function namesOf(rungs: readonly Rung[]): string[] {
   });
 }
 
+/** Without the sign of what rounds to 0. */
+const whole = (share: number) => percent(Math.round(100 * share) === 0 ? 0 : share);
+/** A share with its interval, in percent; a dash where there is none. Earlier artifacts have no interval. */
+export function sharePercent(share: Estimate | number | null | undefined): string {
+  if (share === null || share === undefined) return '—';
+  return typeof share === 'number' ? whole(share) : `${whole(share.mean)} [${whole(share.low)}, ${whole(share.high)}]`;
+}
+
+/** What a reader must know of the times of a ladder; '' for what does not apply. */
+export function timeNotes(result: QualityResult): string[] {
+  const rungs = ladderOf(result);
+  const names = namesOf(rungs);
+  const untimed = names.filter((_, i) => rungs[i]!.ttftOverOff === undefined);
+  const rewritten = names.filter((_, i) => isRewriter(rungs[i]!.arm as Arm));
+  return [
+    untimed.length > 0 ? `In no chart against TTFT, because their runs have no arm off: ${untimed.join(', ')}` : '',
+    rewritten.length > 0
+      ? `No retrieval and no rewriting is in the TTFT of ${rewritten.join(', ')}, nor in what follows from it ` +
+        '(TTFT / off, saving kept): the prompts of these arms are made before'
+      : '',
+  ];
+}
+
 const points = ({ mean, low, high }: Estimate) =>
   `${(100 * mean).toFixed(2)} [${(100 * low).toFixed(1)}, ${(100 * high).toFixed(1)}]`;
 
@@ -117,7 +144,7 @@ export function ladderTable(result: QualityResult): string | undefined {
       points(exactMatch),
       points(editSimilarity),
       ce.mean.toFixed(3),
-      ...[shares.recovered, shares.recoveredCe].map((share) => (share === null ? '—' : percent(share))),
+      ...[shares.recovered, shares.recoveredCe].map(sharePercent),
       `${figure(ttft.median)} [${figure(ttft.low)}, ${figure(ttft.high)}]`,
       ttftOverOff === undefined ? '—' : `${figure(ttftOverOff)} ×`,
     ];

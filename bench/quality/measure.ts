@@ -115,8 +115,7 @@ export function verdictOf({ by, difference }: Pick<Gate, 'by' | 'difference'>): 
 export function ceGain(samples: readonly SampleResult[], arm: string, against: string): Estimate | undefined {
   const [answers] = samples.map((sample) => sample.answers);
   if (answers?.[arm] === undefined || answers[against] === undefined) return undefined;
-  const values = (name: string) => answersOf(samples, name).map(({ ce }) => ce);
-  return estimateDifference(values(against), values(arm));
+  return gateOf(against, arm, 'ce', samples).difference;
 }
 
 /**
@@ -140,12 +139,11 @@ function threeOf(figures: readonly ArmFigures[], arm: string, figure: (arm: ArmF
 }
 
 /**
- * The share of the gain of context as text that another arm has as well: 1 where it is as good as text, 0 where it is
- * as good as no context; null where text gains nothing.
+ * The share of the gain of context as text that another arm has as well, by a score: 1 where it is as good as text, 0
+ * where it is as good as no context; null where text gains nothing. {@link ceShare} is that of the cross-entropy.
  */
-export function recovered(figures: readonly ArmFigures[], arm: string, score: ScoreName | 'ce'): number | null {
-  // A lower cross-entropy is better.
-  const found = threeOf(figures, arm, (each) => (score === 'ce' ? -each.ce.mean : each.scores[score].mean));
+export function recovered(figures: readonly ArmFigures[], arm: string, score: ScoreName): number | null {
+  const found = threeOf(figures, arm, ({ scores }) => scores[score].mean);
   if (found === undefined || found.text <= found.without) return null;
   return (found.own - found.without) / (found.text - found.without);
 }

@@ -5,9 +5,9 @@ import type { Artifact } from '../report/artifact.ts';
 import { axes, type Chart } from '../report/chart.ts';
 import { figure, percent, table } from '../report/markdown.ts';
 import type { Bench } from '../report/report.ts';
-import { ladderCharts, ladderTable } from './ladder.ts';
+import { ladderCharts, ladderTable, sharePercent, timeNotes } from './ladder.ts';
 import { ceGain, ceShare, recovered, savingKept, verdictOf } from './measure.ts';
-import type { ArmFigures, Comparison, Gate, Median, QualityResult } from './result.ts';
+import type { Comparison, Gate, Median, QualityResult } from './result.ts';
 
 const DEFINITIONS = {
   EM: 'share of completions that equal the target but for white space at both ends, after a cut to its filled lines',
@@ -24,7 +24,8 @@ const DEFINITIONS = {
   harmful: 'share of all samples that is right without context and wrong with it',
   ladder: 'arms of several runs on the same samples, with the same budgets',
   'TTFT / off': 'median TTFT as a multiple of that of the arm off, which the same run measured under the same load',
-  'recovered (EM), (ES), (CE)': "share of text's gain over no context that the arm has",
+  'recovered (EM), (ES), (CE)':
+    "share of text's gain over no context that the arm has; in CE with its interval, and only where text's gain is shown",
   'saving kept': 'share of the median TTFT which text takes more than no context that the arm does not take',
   goals: "share of text's gain in CE that the arm has: reached or missed where all of its interval is, not shown else",
   gate: 'better or worse where the interval of the difference does not hold 0, not shown else',
@@ -128,7 +129,7 @@ function comparisonTable(comparisons: readonly Comparison[]): string {
   return table(['difference', 'EM', 'p', 'ES', 'p', 'CE', 'p'], rows);
 }
 
-function effects(figures: readonly ArmFigures[]): string {
+function effects({ figures, samples }: QualityResult): string {
   const rows = figures.map((arm) => {
     const isCompared = arm.arm !== 'off' && arm.arm !== 'text';
     const share = (value: number | null) => (isCompared && value !== null ? percent(value) : '—');
@@ -141,7 +142,7 @@ function effects(figures: readonly ArmFigures[]): string {
       percent(arm.harmful ?? undefined, 1),
       share(recovered(figures, arm.arm, 'exactMatch')),
       share(recovered(figures, arm.arm, 'editSimilarity')),
-      share(recovered(figures, arm.arm, 'ce')),
+      isCompared ? sharePercent(ceShare(samples, arm.arm)) : '—',
       share(savingKept(figures, arm.arm)),
       milliseconds(arm.ttft),
       milliseconds(arm.tpot),
@@ -199,11 +200,10 @@ function goals({ figures, samples }: QualityResult): string[] {
 
 const reached = (isReached: boolean) => (isReached ? 'reached' : 'missed');
 function judged({ low, high }: Estimate, goal: number): string {
+  // Soft tokens are made of the chunks that text has: more than it cannot be what they say of them.
+  if (low > 1) return 'reached, by more than text itself: form rather than context may explain it';
   return low < goal && high >= goal ? 'not shown' : reached(low >= goal);
 }
-/** Without the sign of what rounds to 0. */
-const whole = (share: number) => percent(Math.round(100 * share) === 0 ? 0 : share);
-const sharePercent = ({ mean, low, high }: Estimate) => `${whole(mean)} [${whole(low)}, ${whole(high)}]`;
 
 /** What a reader must know of the samples, so that nothing is left out silently. */
 function notes(result: QualityResult): string {
@@ -225,6 +225,7 @@ function notes(result: QualityResult): string {
     unparsed > 0
       ? `${unparsed} answers may not be cut to one statement: the code before them takes too long to parse`
       : '',
+    ...timeNotes(result),
     lacking.length > 0 ? `Answers that lacked context: ${lacking.join(', ')}` : '',
   ];
   return said
@@ -275,7 +276,7 @@ export const QUALITY: Bench<QualityResult> = {
       ...(result.comparisons.length === 0
         ? []
         : ['Differences, sample by sample.', comparisonTable(result.comparisons)]),
-      effects(result.figures),
+      effects(result),
       ...goals(result),
       ...(ladder === undefined ? [] : ['The ladder: this run, and earlier ones on the same samples.', ladder]),
       notes(result),

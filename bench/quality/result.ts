@@ -136,8 +136,8 @@ export interface Rung {
   readonly ttftOverOff?: number | undefined;
   /** Share of text's gain in edit similarity over no context, of the same run; null where text gains nothing. */
   readonly recovered: number | null;
-  /** The same in cross-entropy. */
-  readonly recoveredCe: number | null;
+  /** The same in cross-entropy; null where a gain of text is not shown, and a bare share in earlier artifacts. */
+  readonly recoveredCe: Estimate | number | null;
 }
 
 /** The comparison that decides whether one arm is better than another; `verdictOf` says how. */

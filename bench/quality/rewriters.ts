@@ -39,6 +39,13 @@ const LEAST_SUMMARY_TOKENS = 10;
 /** Tokens of a chunk that pruning and summaries read, as many as a text context may have of all chunks. */
 const READ_TOKENS = 512;
 
+/** What stands for chunks. */
+export interface Rewritten {
+  readonly ids: readonly number[];
+  /** Whether a chunk's summary came back empty: it is not kept, and asked for again by the next run. */
+  readonly lacksSummary: boolean;
+}
+
 export class Rewriters {
   readonly #parts: Parts;
   readonly #budget: number;
@@ -71,20 +78,24 @@ export class Rewriters {
    * @param chunks best first
    * @throws ServingError of the model that rewrites.
    */
-  async rewrite(rewriter: Rewriter, sample: Sample, chunks: readonly GivenChunk[]): Promise<number[]> {
+  async rewrite(rewriter: Rewriter, sample: Sample, chunks: readonly GivenChunk[]): Promise<Rewritten> {
     const { tokenizer } = this.#parts;
-    if (isGiven(rewriter)) return tokenizer.encodeHead(sample.rewritten[rewriter] ?? '', this.#budget);
+    if (isGiven(rewriter)) {
+      return { ids: tokenizer.encodeHead(sample.rewritten[rewriter] ?? '', this.#budget), lacksSummary: false };
+    }
     const least = rewriter === 'summary' ? LEAST_SUMMARY_TOKENS : LEAST_TOKENS;
     const best = chunks.slice(0, Math.max(1, Math.floor(this.#budget / least)));
     const ids: number[] = [];
+    let lacksSummary = false;
     for (const [i, { text }] of best.entries()) {
       const between = ids.length === 0 ? [] : tokenizer.encode('\n');
       // What one chunk does not need is for those after it.
       const share = Math.floor((this.#budget - ids.length) / (best.length - i)) - between.length;
       const piece = share > 0 ? await this.#once(rewriter, text, share) : [];
       if (piece.length > 0) ids.push(...between, ...piece);
+      else if (share > 0 && rewriter === 'summary') lacksSummary = true;
     }
-    return ids;
+    return { ids, lacksSummary };
   }
 
   /** What rewritten context depends on besides bundle, chunks and budget: a part of the key of an answer. */
@@ -101,9 +112,10 @@ export class Rewriters {
   async #once(rewriter: Rewriter, text: string, tokens: number): Promise<readonly number[]> {
     const key = contentKey('rewritten', rewriter, this.#parts.fingerprint, this.settingsOf(rewriter), tokens, text);
     const known = this.#kept.get(key);
-    if (known) return known.ids;
+    if (known && known.ids.length > 0) return known.ids;
     const ids = await this.#made(rewriter, text, tokens);
-    await this.#kept.add(new Map([[key, { ids: [...ids] }]]));
+    // A model that thinks first may have used up its tokens: its empty answer must not stand for ever.
+    if (ids.length > 0) await this.#kept.add(new Map([[key, { ids: [...ids] }]]));
     return ids;
   }
 

@@ -2,6 +2,7 @@
 import { access, mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { basename, join, resolve } from 'node:path';
 import { softPerChunkOf } from '../../services/lib/model/bundle/bundle.ts';
+import { flagName } from '../../services/lib/process/config.ts';
 import { ServingError } from '../../services/lib/process/errors.ts';
 import { interruption } from '../../services/lib/process/interrupt.ts';
 import { atPath } from '../../services/lib/process/os-errors.ts';
@@ -44,6 +45,7 @@ const RETRIEVAL_MS = 60_000;
 export async function runEvaluate(options: EvaluateOptions): Promise<Artifact<QualityResult>> {
   const signal = interruption();
   // Before a bundle is made, which takes minutes.
+  assertSummarizer(options);
   await atPath(`--benchmark ${options.benchmark}`, () => access(options.benchmark));
   const model = await openModel(onlyModel(options), options, signal);
   const specs = armSpecs(options);
@@ -80,6 +82,17 @@ function settingsOf(options: EvaluateOptions, { bundle }: Pick<BenchModel, 'bund
     ...(isMade && { precision, prefillPrecision }),
     ...(options.url === undefined && { cores, slots, capacity }),
   };
+}
+
+/** @throws ServingError config_invalid for options of a summariser that nobody would ask. */
+function assertSummarizer(options: EvaluateOptions): void {
+  const { arms, summarizer, summarizerModel, summarizerKeyFile } = options;
+  const given = Object.entries({ summarizer, summarizerModel, summarizerKeyFile }).filter(([, value]) => value);
+  if (given.length === 0) return;
+  const flags = given.map(([name, value]) => `${flagName(name)} ${value}`).join(', ');
+  const lacking = arms.includes('summary') ? summarizer === undefined && '--summarizer' : 'summary in --arms';
+  if (!lacking) return;
+  throw new ServingError('config_invalid', `${flags} changes nothing without ${lacking}: add it, or leave this out`);
 }
 
 /** @throws ServingError config_invalid for arms that the bundle or the options do not allow. */
@@ -248,11 +261,11 @@ const apiKeyOf = async (flag: string, file: string | undefined) =>
 
 /** The model that summarises: that of another server, or the one that is evaluated. */
 async function summarizerOf(
-  { arms, summarizer, summarizerModel, summarizerKeyFile, timeoutMs }: EvaluateOptions,
+  { summarizer, summarizerModel, summarizerKeyFile, timeoutMs }: EvaluateOptions,
   own: QualityClient,
   signal: AbortSignal,
 ): Promise<Summarizer> {
-  if (summarizer === undefined || !arms.includes('summary')) return { client: own, url: '', model: undefined };
+  if (summarizer === undefined) return { client: own, url: '', model: undefined };
   const url = summarizer.replace(/\/+$/, '').replace(/\/v1$/, '');
   const apiKey = await apiKeyOf('--summarizer-key-file', summarizerKeyFile);
   const client = new QualityClient({ url, apiKey, timeoutMs, signal });

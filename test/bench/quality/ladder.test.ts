@@ -24,7 +24,7 @@ async function artifact(
   name: string,
   result: Partial<QualityResult>,
   bench = 'evaluate',
-  settings: Partial<typeof SETTINGS> = {},
+  settings: { readonly [Name in keyof typeof SETTINGS]?: unknown } = {},
 ): Promise<string> {
   const path = join(dir, `${name}.json`);
   await writeFile(
@@ -110,6 +110,15 @@ it.each([
   });
 });
 
+it('an artifact from before an option existed has its default, and its refusal names artifact and flag', async () => {
+  const file = await artifact('before', {}, 'evaluate', { promptOrder: undefined });
+  expect(await rungsBeside([file], own.survey, SETTINGS)).toHaveLength(1);
+  await expect(rungsBeside([file], own.survey, { ...SETTINGS, promptOrder: 'spm' })).rejects.toMatchObject({
+    code: 'config_invalid',
+    message: `--beside ${file} has --prompt-order psm, and this run spm: give --prompt-order psm, or leave it out`,
+  });
+});
+
 it('the time of a rung is a multiple of that without context in its own run, whatever load that was under', async () => {
   const slow = own.figures.map((each) => ({ ...each, ttft: { median: 10 * each.ttft.median, low: 0, high: 9_999 } }));
   const beside = await rungsBeside([await artifact('slow', { softPerChunk: 2, figures: slow })], own.survey, SETTINGS);
@@ -124,4 +133,16 @@ it('the time of a rung is a multiple of that without context in its own run, wha
 it('a run without an arm that has no context has no charts of time', () => {
   const figures = own.figures.filter(({ arm }) => arm !== 'off');
   expect(ladderCharts({ ...own, figures })).toEqual([]);
+  const { markdown } = QUALITY.report({ result: { ...own, figures } });
+  expect(markdown).toContain('- In no chart against TTFT, because their runs have no arm off: text, compressed.');
+});
+
+it('rungs without a time, and those whose time has no retrieval in it, are named below the tables', async () => {
+  const figures = own.figures.filter(({ arm }) => arm === 'compressed');
+  const beside = await rungsBeside([await artifact('no-off', { softPerChunk: 2, figures })], own.survey, SETTINGS);
+  const pruned = own.figures.map((each) => (each.arm === 'compressed' ? { ...each, arm: 'pruned' } : each));
+  const { markdown } = QUALITY.report({ result: { ...own, figures: pruned, beside } });
+  expect(markdown).toContain('their runs have no arm off: compressed, 2 per chunk.');
+  expect(markdown).toContain('- No retrieval and no rewriting is in the TTFT of pruned, nor in');
+  expect(QUALITY.report({ result: own }).markdown).not.toMatch(/In no chart|No retrieval/);
 });

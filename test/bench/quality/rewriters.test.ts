@@ -85,7 +85,7 @@ describe('what is rewritten', () => {
   it('chunks share a budget, and what one does not need is for those after it', async () => {
     const rewriters = await open('shared.jsonl', 24);
     const chunks = [{ path: 'a.py', text: 'x' }, ...GIVEN_CHUNKS];
-    const ids = await rewriters.rewrite('typed', sample, chunks);
+    const { ids } = await rewriters.rewrite('typed', sample, chunks);
     rewriters.dispose();
     expect(ids.length).toBeLessThanOrEqual(24);
     expect(ids.length).toBeGreaterThan(12);
@@ -95,7 +95,7 @@ describe('what is rewritten', () => {
   it('a field of the benchmark is cut to the budget', async () => {
     const rewriters = await open('given.jsonl', 4);
     const zipped = tokenizer.encode('def round_price reserve_item');
-    expect(await rewriters.rewrite('zip', sample, [])).toEqual(zipped.slice(0, 4));
+    expect((await rewriters.rewrite('zip', sample, [])).ids).toEqual(zipped.slice(0, 4));
     rewriters.dispose();
   });
 
@@ -117,7 +117,7 @@ describe('what is rewritten', () => {
     };
     const by = (model: string) => ({ client: { chat }, url: 'http://summaries', model });
     const rewriters = await open('summary.jsonl', 10, by('small'));
-    const ids = await rewriters.rewrite('summary', sample, GIVEN_CHUNKS);
+    const { ids } = await rewriters.rewrite('summary', sample, GIVEN_CHUNKS);
     rewriters.dispose();
     expect(asked).toHaveLength(1);
     const [message, model, maxTokens] = asked[0]!;
@@ -135,5 +135,18 @@ describe('what is rewritten', () => {
     await other.rewrite('summary', sample, GIVEN_CHUNKS);
     other.dispose();
     expect(asked.map(([, each]) => each)).toEqual(['small', 'large']);
+  });
+
+  it('an empty summary is told, and asked for again by the next run', async () => {
+    const answers = [' \n', 'rounds prices'];
+    const client: Summarizer['client'] = { chat: async () => answers.shift()! };
+    const rewritten = [];
+    for (const _ of ['first run', 'next run', 'one that finds it kept']) {
+      const rewriters = await open('empty.jsonl', 10, { client, url: 'http://summaries', model: 'thinks' });
+      rewritten.push(await rewriters.rewrite('summary', sample, GIVEN_CHUNKS));
+      rewriters.dispose();
+    }
+    const whole = { ids: tokenizer.encode('rounds prices').slice(0, 10), lacksSummary: false };
+    expect(rewritten).toEqual([{ ids: [], lacksSummary: true }, whole, whole]);
   });
 });
