@@ -87,7 +87,7 @@ function gatewayCpu(cpu: readonly CpuOfRole[]): string[] {
   if (gateway === undefined) return [];
   const { onMs, offMs } = gateway;
   return [
-    `the gateway's CPU time per request is ${figure(onMs)} ms with them and ${figure(offMs)} without (${change(1 - onMs / offMs)})`,
+    `the gateway's CPU time per request is ${figure(onMs)} ms with them and ${figure(offMs)} without (${change(1 - onMs / offMs)}; means of one run's requests, without an interval)`,
   ];
 }
 

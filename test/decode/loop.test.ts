@@ -27,7 +27,7 @@ describe('joining and leaving', () => {
     let nowMs = 0;
     const clock = vi.spyOn(performance, 'now').mockImplementation(() => nowMs);
     onTestFinished(() => clock.mockRestore());
-    const engine = new FakeEngine(1, 32);
+    const engine = new FakeEngine(2, 32);
     const loop = new DecodeLoop(engine);
     /** Two steps of so many ms. */
     const run = async (ms: number) => {
