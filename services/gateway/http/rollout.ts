@@ -23,8 +23,16 @@ const leftOut = (value: string) => `Not given: ${value} for a new candidate; for
 const startBody = z.strictObject({
   action: z.literal('start'),
   bundle: z.string().min(1).max(4_096).describe('folder of the bundle, on every gateway'),
-  share: z.number().min(0).max(100).optional().describe(`share of the requests that it gets, in percent. ${leftOut('5')}`),
-  by: z.enum(SHARED_BY).optional().describe(`what stays with one bundle. ${leftOut('session')}`),
+  share: z
+    .number()
+    .min(0)
+    .max(100)
+    .optional()
+    .describe(`share of the requests that it gets, in percent. ${leftOut('5')}`),
+  by: z
+    .enum(SHARED_BY)
+    .optional()
+    .describe(`what stays with one bundle. ${leftOut('session')}`),
   indexer: addressOrNone
     .optional()
     .describe(`host:port of an indexer of the bundle, to make side indexes; empty to make none. ${leftOut('empty')}`),
