@@ -68,7 +68,7 @@ const scaledDown = (role: Role): Drill => ({
   disturb: (scene) => rollEach(scene, role, preStopOf(role), 1000 * scene.seconds),
 });
 
-/** The indexer is told to stop while it takes an upload. preStop would pass before, and the upload might be over then. */
+/** The indexer is told to stop while it takes an upload. After preStop the upload might be over. */
 const rolledIndexer: Drill = {
   name: 'rolling restart of indexer',
   disturb: (scene) => strikeUploads(scene, (member) => member.process.restart(), 1),
