@@ -289,16 +289,16 @@ async function buildRollout(command: Command): Promise<void> {
       '--json <file>',
       'write what the gateway said there',
     );
-  const atFirst = (value: string) => `${value} at first, and then what it was`;
+  const leftOut = (value: string) => `not given: ${value} for a new candidate, unchanged for the one there is`;
   (await word('start', 'serve a bundle for a share of the requests, or change the share'))
     .requiredOption('--bundle <dir>', 'folder of the bundle, on every gateway')
-    .option('--canary <percent>', `share of the requests that it gets (${atFirst('5')})`)
+    .option('--canary <percent>', `share of the requests that it gets (${leftOut('5')})`)
     .addOption(
-      new Option('--by <what>', `what stays with one bundle (${atFirst('session')})`).choices(['session', 'tenant']),
+      new Option('--by <what>', `what stays with one bundle (${leftOut('session')})`).choices(['session', 'tenant']),
     )
     .option(
       '--reembed-by <address>',
-      `host:port of an indexer of the bundle, where its encoder or projector is another (${atFirst('none')}; empty: none)`,
+      `host:port of an indexer of the bundle, where its encoder or projector is another; empty ends re-embedding (${leftOut('none')})`,
     )
     .action(async ({ bundle, canary, by, reembedBy: indexer, ...flags }) => {
       const share = canary === undefined ? undefined : Number(canary);

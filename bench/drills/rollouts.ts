@@ -68,13 +68,10 @@ const scaledDown = (role: Role): Drill => ({
   disturb: (scene) => rollEach(scene, role, preStopOf(role), 1000 * scene.seconds),
 });
 
-/** An upload begins while the indexer still serves, and is under way when it is told to stop. */
+/** The indexer is told to stop while it takes an upload. After preStop the upload might be over. */
 const rolledIndexer: Drill = {
   name: 'rolling restart of indexer',
-  disturb: (scene) => {
-    const preStop = () => sleep(preStopOf('indexer'));
-    return strikeUploads(scene, (member) => member.process.restart(), 1, preStop);
-  },
+  disturb: (scene) => strikeUploads(scene, (member) => member.process.restart(), 1),
 };
 
 /** Drills on two gateways behind a balancer, with pools for prefill and decode. */

@@ -12,13 +12,11 @@ const TRIES = { count: 10, everyMs: 200 };
 
 /**
  * @param repositories number of repositories, used in turn: a killed run leaves its repository locked for a while.
- * @param before is done before each upload begins.
  */
 export async function strikeUploads(
   { fleet, references, path, count, mark }: Scene,
   strike: Strike,
   repositories: number,
-  before: () => Promise<unknown> = async () => {},
 ): Promise<string> {
   const [indexer] = fleet.of('indexer');
   const edited: Awaited<ReturnType<typeof EditedRepository.make>>[] = [];
@@ -27,7 +25,6 @@ export async function strikeUploads(
   }
   let succeeded = 0;
   for (let i = 0; i < count; i++) {
-    await before();
     const upload = await beginUpload(edited[i % repositories]!.repository);
     const mended = mark();
     await strike(indexer!);

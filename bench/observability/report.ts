@@ -86,9 +86,9 @@ function gatewayCpu(cpu: readonly CpuOfRole[]): string[] {
   const gateway = cpu.find(({ role }) => role === 'gateway');
   if (gateway === undefined) return [];
   const { onMs, offMs } = gateway;
-  return [
-    `the gateway's CPU time per request is ${figure(onMs)} ms with them and ${figure(offMs)} without (${change(1 - onMs / offMs)})`,
-  ];
+  const means = `${figure(onMs)} ms with them and ${figure(offMs)} without`;
+  const note = `${change(1 - onMs / offMs)}; means of one run's requests, without an interval`;
+  return [`the gateway's CPU time per request is ${means} (${note})`];
 }
 
 function cpuOf(cpu: readonly CpuOfRole[]): string[] {

@@ -54,6 +54,14 @@ export interface NewSequence {
 
 /** Weight of the newest step in the average of its size. */
 const NEWEST_WEIGHT = 0.1;
+/** Age in ms from which an average does not count any more: what slowed its last step may be long over. */
+const AVERAGE_LASTS_MS = 60_000;
+
+/** The time that steps of one size take, in ms, and when the last one ended. */
+interface StepAverage {
+  readonly ms: number;
+  readonly atMs: number;
+}
 
 /** Steps that a reader has not taken, from which on nothing is proposed: tokens come faster than they are read. */
 const SLOW_READER_STEPS = 16;
@@ -111,6 +119,9 @@ function picked(id: number, vocab: number): SampledToken {
   throw new ServingError('runtime_failed', `the largest of ${vocab} logits is not finite: no token can be chosen`);
 }
 
+const isFresh = (average: StepAverage | undefined, nowMs: number): average is StepAverage =>
+  average !== undefined && nowMs - average.atMs < AVERAGE_LASTS_MS;
+
 /** The input of one step: row i belongs to slot first + i. */
 interface Batch {
   readonly first: number;
@@ -129,7 +140,8 @@ export class DecodeLoop {
   readonly #running: (Sequence | undefined)[] = [];
   #joining: Sequence[] = [];
   readonly #countRunning = partOf(metrics.running);
-  readonly #stepMs: number[] = [];
+  /** By the number of sequences, from one; undefined for sizes of which no step was made. */
+  readonly #averages: (StepAverage | undefined)[] = [];
   #stepping = false;
   /** Resolves at the end of the current step. */
   #boundary: Promise<void> = Promise.resolve();
@@ -164,10 +176,12 @@ export class DecodeLoop {
 
   /**
    * Time that a step takes in ms, by the number of its sequences: the first value is that of one. Averages of the last
-   * steps; 0 where none of that size was made.
+   * steps by the engine's time alone: choosing the tokens, sending them, and verify runs of several tokens are left out,
+   * as are steps that failed. 0 where no step of that size was made in the last 60 s.
    */
   get stepMs(): readonly number[] {
-    return this.#stepMs;
+    const nowMs = performance.now();
+    return Array.from(this.#averages, (average) => (isFresh(average, nowMs) ? average.ms : 0));
   }
 
   /** Waits for the end of the current step, which may still write to a slot that was reserved after the step began. */
@@ -230,9 +244,8 @@ export class DecodeLoop {
     const stepping: Promise<Float32Array | Int32Array> = picks
       ? engine.pick(ids, lengths, first)
       : engine.step(ids, lengths, first);
-    const startedMs = performance.now();
-    const found = await this.#ran(stepping, sequences.length);
-    this.#took(sequences.length, performance.now() - startedMs);
+    const { result: found, tookMs } = await this.#ran(stepping, sequences.length);
+    this.#took(sequences.length, tookMs);
     if (sequences.length === 1) this.#speculator?.stepped();
     const vocab = engine.vocabSize;
     if (found instanceof Int32Array) return ({ slot }) => picked(found[slot.index - first] as number, vocab);
@@ -243,22 +256,24 @@ export class DecodeLoop {
   }
 
   #took(sequences: number, ms: number): void {
-    while (this.#stepMs.length < sequences) this.#stepMs.push(0);
-    const before = this.#stepMs[sequences - 1] || ms;
-    this.#stepMs[sequences - 1] = before + NEWEST_WEIGHT * (ms - before);
+    const nowMs = performance.now();
+    const average = this.#averages[sequences - 1];
+    const beforeMs = isFresh(average, nowMs) ? average.ms : ms;
+    this.#averages[sequences - 1] = { ms: beforeMs + NEWEST_WEIGHT * (ms - beforeMs), atMs: nowMs };
   }
 
   /** Waits for a run of the engine, for whoever waits for the end of the current step too. */
-  async #ran<T>(run: Promise<T>, sequences: number): Promise<T> {
+  async #ran<T>(run: Promise<T>, sequences: number): Promise<{ readonly result: T; readonly tookMs: number }> {
     const startedMs = performance.now();
     this.#boundary = run.then(
       () => {},
       () => {},
     );
     const result = await run;
-    metrics.stepTime.observe((performance.now() - startedMs) / 1000);
+    const tookMs = performance.now() - startedMs;
+    metrics.stepTime.observe(tookMs / 1000);
     metrics.batchSize.observe(sequences);
-    return result;
+    return { result, tookMs };
   }
 
   /** Tokens that the sequence may have next, if it runs alone and it is worth the time to look. */
@@ -275,7 +290,7 @@ export class DecodeLoop {
     const { slot, sampling, history } = sequence;
     const { verifier } = this.#speculator!;
     const ids = Int32Array.of(sequence.newest, ...draft.ids);
-    const logits = await this.#ran(verifier.verify(slot.index, sequence.length, ids), 1);
+    const { result: logits } = await this.#ran(verifier.verify(slot.index, sequence.length, ids), 1);
     if (sequence.onLeft) return;
     const vocab = this.#engine.vocabSize;
     const tokens: SampledToken[] = [];

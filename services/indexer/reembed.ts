@@ -28,21 +28,17 @@ export interface Reembedded {
   readonly left: number;
 }
 
-/** Chunks of one call that does not rest, and chunks that it encodes at a time. */
+/** Chunks of one call, and chunks that it encodes at a time. */
 const CALL_CHUNKS = 512;
 const BATCH = 64;
 /** Chunks that are encoded between two rests: a request that comes meanwhile shares the machine until they are done. */
 const PACED_BATCH = 4;
-const LOCK_TTL_MS = 15_000;
-
 /**
- * Chunks of one call and of a piece of it. A call that rests has fewer, so that it takes about as long as one that does
- * not: its caller waits for it.
+ * Time after which a call that rests begins no further piece, in ms. The piece that has begun, with the rest before it,
+ * of a minute at most, is still awaited: the caller must wait for longer than both.
  */
-function sizesOf(share: number): { chunksOfCall: number; batch: number } {
-  if (share >= 1) return { chunksOfCall: CALL_CHUNKS, batch: BATCH };
-  return { chunksOfCall: Math.max(BATCH, Math.floor(CALL_CHUNKS * share)), batch: PACED_BATCH };
-}
+export const PACED_CALL_MS = 60_000;
+const LOCK_TTL_MS = 15_000;
 
 /**
  * Brings the side index closer to the repository's own index as it is now, and publishes it when nothing is left. Where
@@ -53,6 +49,7 @@ function sizesOf(share: number): { chunksOfCall: number; batch: number } {
  */
 export async function reembed(job: Reembedding): Promise<Reembedded> {
   const { repo, store, encoder, paced, signal } = job;
+  const untilMs = paced.share >= 1 ? Infinity : paced.now() + PACED_CALL_MS;
   const own = await store.snapshot(repo);
   const wanted = contextFingerprint(encoder.fingerprint);
   const key = sideKey(repo, wanted);
@@ -72,10 +69,12 @@ export async function reembed(job: Reembedding): Promise<Reembedded> {
       const stored = await writer.stored(encoder.fingerprint);
       return [...new Set(ids)].filter((id) => !stored.has(id));
     }, signal);
-    const { chunksOfCall, batch: size } = sizesOf(paced.share);
-    const now = missing.slice(0, chunksOfCall);
+    const size = paced.share >= 1 ? BATCH : PACED_BATCH;
+    const now = missing.slice(0, CALL_CHUNKS);
     for (let start = 0; start < now.length; start += size) {
       signal?.throwIfAborted();
+      // One piece is done in any case, so that every call brings the index further.
+      if (embedded > 0 && paced.now() >= untilMs) return { embedded, left: missing.length - embedded };
       if (await isGone()) return { embedded, left: 0 };
       const batch = now.slice(start, start + size);
       await paced.run(() => encodeInto(writer, job, own.head, batch), signal);

@@ -1,20 +1,6 @@
 /** The pacing of background work, by a clock of the test. */
-import { spawn } from 'node:child_process';
-import { once } from 'node:events';
-import { expect, onTestFinished, test } from 'vitest';
-import { Paced } from '../../services/lib/async/paced.ts';
-
-/** A program that keeps every core busy, and says when all its threads run. */
-const SPIN_ALL_CORES = `
-  const { Worker } = require('node:worker_threads');
-  const spin = "require('node:worker_threads').parentPort.postMessage(0); for (;;);";
-  let left = require('node:os').availableParallelism();
-  for (let i = left; i > 0; i--) new Worker(spin, { eval: true }).once('message', () => --left || console.log('spinning'));
-`;
-/** Longest wait of a piece for an idle machine. */
-const LONGEST_WAIT_MS = 1_000;
-/** Time between the two looks at the machine that every piece begins with. */
-const LOOK_MS = 10;
+import { expect, test } from 'vitest';
+import { isBusyBy, LONGEST_WAIT_MS, LOOK_EVERY_MS, Paced } from '../../services/lib/async/paced.ts';
 
 /** Time passes when work takes it or when somebody sleeps. Looks at the machine are not counted as rests. */
 class TestClock {
@@ -34,7 +20,7 @@ class TestClock {
   async sleep(ms: number, signal?: AbortSignal): Promise<void> {
     signal?.throwIfAborted();
     this.atMs += ms;
-    if (ms !== LOOK_MS) this.rests.push(ms);
+    if (ms !== LOOK_EVERY_MS) this.rests.push(ms);
   }
 
   /** Work that takes so long, in ms. */
@@ -49,7 +35,7 @@ test('a piece is followed by as long a rest as its share asks for', async () => 
   const paced = new Paced(0.1, clock);
   for (const ms of [100, 50, 1]) expect(await paced.run(clock.work(ms))).toBe(ms);
   expect(clock.rests).toEqual([900, 450]);
-  expect(clock.atMs).toBe(100 + 900 + 50 + 450 + 1 + 3 * LOOK_MS);
+  expect(clock.atMs).toBe(100 + 900 + 50 + 450 + 1 + 3 * LOOK_EVERY_MS);
 });
 
 test('time in which nothing was asked for counts as rest', async () => {
@@ -125,7 +111,7 @@ test('a piece begins when the machine has been idle for two looks, and one that 
   await piece();
   clock.busyAt = () => true;
   await piece();
-  expect(beganMs).toEqual([70, 70 + 1_000]);
+  expect(beganMs).toEqual([70, 70 + LONGEST_WAIT_MS]);
 });
 
 test('a signal ends the wait for an idle machine', async () => {
@@ -142,17 +128,17 @@ test('a signal ends the wait for an idle machine', async () => {
   expect(clock.atMs).toBe(100);
 });
 
-test('the machine is busy while others use half of its cores', async () => {
-  const paced = new Paced(0.5);
-  const spinning = spawn(process.execPath, ['-e', SPIN_ALL_CORES]);
-  onTestFinished(() => void spinning.kill('SIGKILL'));
-  await once(spinning.stdout, 'data');
-  const beganMs = performance.now();
-  let tookMs = 0;
-  await paced.run(async () => {
-    tookMs = performance.now() - beganMs;
-  });
-  expect(tookMs).toBeGreaterThanOrEqual(LONGEST_WAIT_MS);
+test.each([
+  ['2.00 1.50 1.00 2/345 6789', 4, false], // the one that asks, and one more
+  ['0.00 0.00 0.00 3/345 6789', 4, true],
+  ['0.00 0.00 0.00 8/345 6789', 16, false],
+  ['0.00 0.00 0.00 9/345 6789', 16, true],
+  ['9.00 9.00 9.00 1/345 6789', 1, false], // averages of minutes do not count
+  ['0.00 0.00 0.00 2/345 6789', 1, true],
+  ['', 1, false],
+  ['0.00 0.00', 1, false],
+])('a machine that says %j of %d cores is busy: %s', (text, cores, busy) => {
+  expect(isBusyBy(text, cores)).toBe(busy);
 });
 
 test('one piece that took very long is followed by a minute at most', async () => {

@@ -1,5 +1,5 @@
 /** Joining, leaving and failing between the steps of the batch. */
-import { describe, expect, test } from 'vitest';
+import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import { DecodeLoop, type DecodeStep, finishOf } from '../../services/decode/loop.ts';
 import { NO_CHOICE } from '../../services/lib/engine/token-picker.ts';
 import type { KvSlot } from '../../services/lib/kv/pool.ts';
@@ -21,6 +21,31 @@ describe('joining and leaving', () => {
     expect(loop.stepMs.map((ms) => ms > 0)).toEqual([true, true]); // of one sequence, and of two
     expect(a.tokens).toEqual(alone(a).tokens);
     expect(b.tokens).toEqual(alone(b).tokens);
+  });
+
+  test('the time of a step counts for a minute, so that a slow spell is forgotten', async () => {
+    let nowMs = 0;
+    const clock = vi.spyOn(performance, 'now').mockImplementation(() => nowMs);
+    onTestFinished(() => clock.mockRestore());
+    const engine = new FakeEngine(2, 32);
+    const loop = new DecodeLoop(engine);
+    /** Two steps of so many ms. */
+    const run = async (ms: number) => {
+      engine.beforeStep = async () => {
+        await Promise.resolve(); // the step has begun
+        nowMs += ms;
+      };
+      const wanted = { prompt: [1], maxTokens: 3 };
+      await join(loop, fill(engine, wanted) as KvSlot, wanted).ended;
+    };
+    await run(1_000);
+    expect(loop.stepMs).toEqual([1_000]);
+    nowMs += 59_999;
+    expect(loop.stepMs).toEqual([1_000]);
+    nowMs += 1;
+    expect(loop.stepMs).toEqual([0]);
+    await run(10);
+    expect(loop.stepMs).toEqual([10]);
   });
 
   test('leave resolves only when the current step is over', async () => {

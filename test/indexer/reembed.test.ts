@@ -1,7 +1,7 @@
 /** Side indexes made of what is stored, over a real LMDB store, and the store as the bundle that they are for sees. */
 import { expect, test, vi } from 'vitest';
-import { reembed } from '../../services/indexer/reembed.ts';
-import { Paced } from '../../services/lib/async/paced.ts';
+import { PACED_CALL_MS, reembed } from '../../services/indexer/reembed.ts';
+import { LONGEST_WAIT_MS, LOOK_EVERY_MS, Paced } from '../../services/lib/async/paced.ts';
 import { sideKey } from '../../services/lib/rag/store/repo-key.ts';
 import { idAt, withEmbeddings } from '../../services/lib/rag/store/row.ts';
 import { withSideIndexes } from '../../services/lib/rag/store/side-index.ts';
@@ -96,33 +96,48 @@ test('a large index is encoded in pieces, and a process that ends goes on where 
   expect((await readBy(store, 'next')).head.chunks).toBe(chunks);
 });
 
-test('paced work encodes fewer chunks a call and rests between its pieces, and makes the same side index', async () => {
-  const { store, index } = await start();
-  const { chunks } = await index({ 'a.py': python('a', 1_310) });
-  const encoder = next();
-  const beganMs: number[] = [];
-  let [nowMs, restedMs] = [0, 0];
-  encoder.before = async () => {
-    beganMs.push(nowMs);
-    nowMs += 100;
-  };
-  const sleep = async (ms: number) => {
-    nowMs += ms;
-    restedMs += ms;
-  };
-  const paced = new Paced(0.25, { now: () => nowMs, sleep, isBusy: () => false });
-  const calls: number[] = [];
-  for (let left = 1; left > 0; ) {
-    const call = await reembed({ repo: 'shop', store, encoder, paced });
-    left = call.left;
-    calls.push(call.embedded);
-  }
-  expect(calls).toEqual([128, 128, chunks - 256]);
-  // Every four chunks take 100 ms, reading and publishing none, and each of these pieces 10 ms to see an idle machine.
-  expect(beganMs).toHaveLength(Math.ceil(chunks / 4));
-  expect(restedMs).toBe(300 * beganMs.length + 10 * (beganMs.length + calls.length + 1));
-  expect((await readBy(store, 'next')).head).toMatchObject({ fingerprint: 'next', chunks });
-});
+test.each([
+  ['idle', LOOK_EVERY_MS],
+  ['busy', LONGEST_WAIT_MS],
+])(
+  'on a machine that is %s a paced call ends after a minute, and the next ones make the same side index',
+  async (machine, waitMs) => {
+    const { store, index } = await start();
+    const { chunks } = await index({ 'a.py': python('a', 1_310) });
+    const encoder = next();
+    const beganMs: number[] = [];
+    let [nowMs, restedMs] = [0, 0];
+    encoder.before = async () => {
+      beganMs.push(nowMs);
+      nowMs += 400;
+    };
+    const sleep = async (ms: number) => {
+      nowMs += ms;
+      restedMs += ms;
+    };
+    const paced = new Paced(0.25, { now: () => nowMs, sleep, isBusy: () => machine === 'busy' });
+    const calls: number[] = [];
+    const tookMs: number[] = [];
+    for (let left = 1; left > 0; ) {
+      const fromMs = nowMs;
+      const call = await reembed({ repo: 'shop', store, encoder, paced });
+      left = call.left;
+      calls.push(call.embedded);
+      tookMs.push(nowMs - fromMs);
+      expect(left).toBe(chunks - calls.reduce((all, each) => all + each, 0));
+    }
+    expect(calls.length).toBeGreaterThan(1);
+    const pieceMs = 1_200 + waitMs + 400;
+    for (const ms of tookMs.slice(0, -1)) {
+      expect(ms).toBeGreaterThanOrEqual(PACED_CALL_MS);
+      expect(ms).toBeLessThan(PACED_CALL_MS + pieceMs);
+    }
+    // Every four chunks take 400 ms, reading and publishing none, and each of these pieces waits for an idle machine.
+    expect(beganMs).toHaveLength(Math.ceil(chunks / 4));
+    expect(restedMs).toBe(1_200 * beganMs.length + waitMs * (beganMs.length + calls.length + 1));
+    expect((await readBy(store, 'next')).head).toMatchObject({ fingerprint: 'next', chunks });
+  },
+);
 
 test('side indexes are in no list of repositories, and go with their repository', async () => {
   const { store, index, client } = await start();
@@ -162,9 +177,8 @@ test('a repository that is removed while the work rests ends it without a failur
   const { store, index, client } = await start();
   await index({ 'a.py': python('a', 12) });
   let nowMs = 0;
-  const lookEveryMs = 10;
   const sleep = async (ms: number) => {
-    if (ms !== lookEveryMs) await client.delete({ tenant: 'default', repo: 'shop' }, SIGNAL);
+    if (ms !== LOOK_EVERY_MS) await client.delete({ tenant: 'default', repo: 'shop' }, SIGNAL);
   };
   const paced = new Paced(0.1, { now: () => nowMs++, sleep, isBusy: () => false });
   expect(await reembed({ repo: 'shop', store, encoder: next(), paced })).toEqual({ embedded: 0, left: 0 });

@@ -17,17 +17,25 @@ export interface RolloutRouteParts extends Pick<HttpConfig, 'rollouts'> {
   readonly inspectBundle?: ((dir: string) => Promise<string>) | undefined;
 }
 
-/** How a field ends that was left out. */
-const UNLESS = 'where not given, unless the bundle is the candidate already: then it stays as it is';
+/** What a field is that was left out. */
+const leftOut = (value: string) => `Not given: ${value} for a new candidate; for the one there is it stays as it is`;
 
 const startBody = z.strictObject({
   action: z.literal('start'),
   bundle: z.string().min(1).max(4_096).describe('folder of the bundle, on every gateway'),
-  share: z.number().min(0).max(100).optional().describe(`share of the requests that it gets, in percent: 5 ${UNLESS}`),
-  by: z.enum(SHARED_BY).optional().describe(`what stays with one bundle: session ${UNLESS}`),
+  share: z
+    .number()
+    .min(0)
+    .max(100)
+    .optional()
+    .describe(`share of the requests that it gets, in percent. ${leftOut('5')}`),
+  by: z
+    .enum(SHARED_BY)
+    .optional()
+    .describe(`what stays with one bundle. ${leftOut('session')}`),
   indexer: addressOrNone
     .optional()
-    .describe(`host:port of an indexer that serves the bundle, to make side indexes, or empty: none ${UNLESS}`),
+    .describe(`host:port of an indexer of the bundle, to make side indexes; empty to make none. ${leftOut('empty')}`),
 });
 const actions = z.discriminatedUnion('action', [
   startBody,

@@ -91,6 +91,8 @@ export class Rollout {
   #changes = 0;
   /** Changes that are being written. */
   #writing = 0;
+  /** Settles when the last change has been written, or could not be. */
+  #written: Promise<void> = Promise.resolve();
   #failure = '';
   /** Settles when the last candidate that was ended has ended. */
   #ending: Promise<void> = Promise.resolve();
@@ -144,30 +146,47 @@ export class Rollout {
   }
 
   /**
-   * Has the candidate opened and its share served, here at once and at the other gateways when they look.
-   * @throws ServingError for a bundle that cannot take part, store_unavailable, store_invalid.
+   * Has the candidate opened and its share served, here at once and at the other gateways when they look. A stored state
+   * that is damaged is overwritten.
+   * @throws ServingError invalid_request for the bundle that this gateway was started with; store_unavailable where the
+   *   state cannot be read, and nothing has changed then, or cannot be written, and this gateway has begun even then.
    */
   async start({ bundle, fingerprint, ...asked }: StartRequest): Promise<void> {
     if (fingerprint === this.#parts.stable.fingerprint) {
       throw new ServingError('invalid_request', `bundle: this gateway serves ${bundle} already`, { param: 'bundle' });
     }
-    const now = await this.#latest();
-    const kept = now?.fingerprint === fingerprint ? now : AT_FIRST;
-    const { indexer = kept.indexer, share = kept.share, by = kept.by } = asked;
-    await this.#change({ bundle, fingerprint, indexer, share, by, promoted: false });
+    const read = () =>
+      this.#parts.store.read().catch((error) => {
+        if (ServingError.from(error).code !== 'store_invalid') throw error;
+        return undefined;
+      });
+    await this.#changeLatest(read, (now) => {
+      const kept = now?.fingerprint === fingerprint ? now : AT_FIRST;
+      const { indexer = kept.indexer, share = kept.share, by = kept.by } = asked;
+      return { bundle, fingerprint, indexer, share, by, promoted: false };
+    });
   }
 
-  /** @throws ServingError invalid_request where there is no rollout, store_unavailable. */
+  /**
+   * Has the candidate serve all requests.
+   * @throws ServingError invalid_request where there is no rollout, the candidate serves nothing yet, or another one has
+   *   been begun; store_invalid; store_unavailable where the state cannot be read, and nothing has changed then, or
+   *   cannot be written, and this gateway has promoted it even then.
+   */
   async promote(): Promise<void> {
     const { problem, state } = this.status;
     if (problem !== undefined) {
       throw new ServingError('invalid_request', `the candidate serves nothing yet (${problem}): wait, or roll back`);
     }
-    const now = await this.#latest();
-    if (now === undefined || now.fingerprint !== state?.fingerprint) {
-      throw new ServingError('invalid_request', 'no rollout is under way');
-    }
-    await this.#change({ ...now, promoted: true });
+    const read = () => this.#parts.store.read();
+    await this.#changeLatest(read, (now) => {
+      if (now === undefined) throw new ServingError('invalid_request', 'no rollout is under way');
+      if (now.fingerprint !== state?.fingerprint) {
+        const message = `the candidate has changed, to ${now.bundle}: look at the rollout, and promote that one or roll back`;
+        throw new ServingError('invalid_request', message);
+      }
+      return { ...now, promoted: true };
+    });
   }
 
   /** @throws ServingError store_unavailable; this gateway has gone back even then. */
@@ -175,17 +194,31 @@ export class Rollout {
     await this.#change(undefined);
   }
 
-  /** The state as all gateways have it: another one may have changed it since this one looked. */
-  async #latest(): Promise<RolloutState | undefined> {
-    return this.#writing > 0 ? this.#state : await this.#parts.store.read();
+  /**
+   * Changes the state as all gateways have it: another one may have changed it since this one looked. Where this gateway
+   * changes it while it is read, as a rollback does, it is read again, so that no change is made of an older state.
+   * @throws what `read` and `next` throw; ServingError store_unavailable.
+   */
+  async #changeLatest(
+    read: () => Promise<RolloutState | undefined>,
+    next: (now: RolloutState | undefined) => RolloutState,
+  ): Promise<void> {
+    for (;;) {
+      const changes = this.#changes;
+      const now = this.#writing > 0 ? this.#state : await read();
+      if (changes === this.#changes) return await this.#change(next(now));
+    }
   }
 
+  /** Is in use here at once; written when the changes before it have been. */
   async #change(state: RolloutState | undefined): Promise<void> {
     this.#changes++;
     this.#writing++;
     this.#apply(state);
+    const written = this.#written.then(() => this.#parts.store.write(state));
+    this.#written = written.catch(() => {});
     try {
-      await this.#parts.store.write(state);
+      await written;
     } finally {
       this.#writing--;
       this.#changes++;

@@ -246,16 +246,13 @@ export class WorkerPool {
 
   /**
    * Decode workers that take one more sequence: those with a free slot, then those where it would wait for one. With a
-   * hope for the time per token they are those with a free slot whose steps keep it with one sequence more, or else the
-   * one whose steps come nearest to it.
+   * hope for the time per token they are those alone, with a free slot where any has one, that {@link quickEnough} finds.
    */
-  #readyToDecode({ positions, preferNot, tpotGoalMs = Infinity }: PlacementRequest): readonly Worker<DecodeClient>[] {
-    const isFull = (worker: Worker<DecodeClient>) => Number(freeSlots(worker) <= 0);
-    const lateMs = (worker: Worker<DecodeClient>) =>
-      tpotGoalMs === Infinity ? 0 : Math.max(0, nextStepMs(worker) - tpotGoalMs);
-    const order = (a: Worker<DecodeClient>, b: Worker<DecodeClient>) => isFull(a) - isFull(b) || lateMs(a) - lateMs(b);
-    const ready = without(this.#decode.ready(positions), preferNot).toSorted(order);
-    return tpotGoalMs === Infinity ? ready : ready.filter((each) => order(each, ready[0]!) === 0);
+  #readyToDecode({ positions, preferNot, tpotGoalMs }: PlacementRequest): readonly Worker<DecodeClient>[] {
+    const ready = without(this.#decode.ready(positions), preferNot);
+    const free = ready.filter((worker) => freeSlots(worker) > 0);
+    if (tpotGoalMs !== undefined) return quickEnough(free.length > 0 ? free : ready, tpotGoalMs);
+    return [...free, ...ready.filter((worker) => freeSlots(worker) <= 0)];
   }
 
   /** Decode workers whose slots hold the request; none where no prefill worker has room for its prompt. */
@@ -426,13 +423,31 @@ function without<C extends Describable>(
   return others.length > 0 ? others : workers;
 }
 
+/** Decode workers whose steps take up to so much of the time of the quickest one's count as equally quick. */
+const EQUALLY_QUICK = 1.1;
+
+/**
+ * The decode workers that keep a hope for the time per token, in ms, with one sequence more; where none does, those that
+ * have measured no step, such as workers of an earlier release; else the quickest. They are in the order given, and
+ * equal otherwise: what they have cached and their load decide among them.
+ */
+function quickEnough(workers: readonly Worker<DecodeClient>[], goalMs: number): readonly Worker<DecodeClient>[] {
+  const timed = workers.map((worker) => ({ worker, ms: nextStepMs(worker) }));
+  const atMost = (mostMs: number) => timed.flatMap(({ worker, ms = Infinity }) => (ms <= mostMs ? [worker] : []));
+  const keeping = atMost(goalMs);
+  if (keeping.length > 0) return keeping;
+  const unknown = timed.flatMap(({ worker, ms }) => (ms === undefined ? [worker] : []));
+  return unknown.length > 0 ? unknown : atMost(EQUALLY_QUICK * Math.min(...timed.map(({ ms = Infinity }) => ms)));
+}
+
 /**
  * Time that a step of a decode worker takes with one sequence more than it has, in ms, as it has measured it: that of
- * the next larger size where it has made no step of that one, else of the largest that it has made; 0 where it has
- * made none.
+ * the next larger size where it has lately made no step of that one, else of the largest that it has made. 0 where it
+ * has lately made none, and is idle; undefined where it has never made one, or does not say.
  */
-function nextStepMs({ description, totalLoad }: Worker<DecodeClient>): number {
+function nextStepMs({ description, totalLoad }: Worker<DecodeClient>): number | undefined {
   const { stepMs = [], slots = 0 } = description ?? {};
+  if (stepMs.length === 0) return undefined;
   const sequences = Math.min(Math.ceil(totalLoad) + 1, slots);
   const atLeast = stepMs.slice(Math.max(sequences - 1, 0)).find((ms) => ms > 0);
   return atLeast ?? stepMs.findLast((ms) => ms > 0) ?? 0;

@@ -19,26 +19,33 @@ interface Surroundings {
 const MACHINE: Surroundings = {
   now: () => performance.now(),
   sleep: (ms, signal) => sleep(ms, undefined, { signal }),
-  isBusy: () => runnableThreads() - 1 >= availableParallelism() / 2,
+  isBusy: () => isBusyBy(loadavg(), availableParallelism()),
 };
 
-/**
- * @returns how many threads of the machine run or wait for a core at this moment, the one that asks among them: the
- *   fourth field of `/proc/loadavg`. 1 where there is no such file.
- */
-function runnableThreads(): number {
+/** @returns the text of `/proc/loadavg`; '' where there is no such file. */
+function loadavg(): string {
   try {
-    return Number.parseInt(readFileSync('/proc/loadavg', 'utf8').split(' ')[3] ?? '', 10) || 1;
+    return readFileSync('/proc/loadavg', 'utf8');
   } catch {
-    return 1;
+    return '';
   }
 }
 
+/**
+ * @param text of `/proc/loadavg`: its fourth field says how many threads of the machine run or wait for a core at this
+ *   moment, the one that asks among them. Without that number the machine counts as idle.
+ * @param cores of the machine.
+ */
+export function isBusyBy(text: string, cores: number): boolean {
+  const runnable = Number.parseInt(text.split(' ')[3] ?? '', 10) || 1;
+  return runnable - 1 >= cores / 2;
+}
+
 /** Pause between two looks at the machine, in ms, and how many in a row must find it idle for a piece to begin. */
-const LOOK_EVERY_MS = 10;
+export const LOOK_EVERY_MS = 10;
 const IDLE_LOOKS = 2;
 /** Longest time that a piece waits for an idle machine, in ms: on one that never is, work still gets done. */
-const LONGEST_WAIT_MS = 1_000;
+export const LONGEST_WAIT_MS = 1_000;
 
 /** Longest rest after one piece of work, in ms: a clock that jumps, or a machine that stood still, costs no more. */
 const LONGEST_REST_MS = 60_000;
@@ -59,6 +66,11 @@ export class Paced {
   constructor(share: number, machine: Surroundings = MACHINE) {
     this.share = share;
     this.#machine = machine;
+  }
+
+  /** Monotonic time by the clock of its rests, in ms. */
+  now(): number {
+    return this.#machine.now();
   }
 
   /**

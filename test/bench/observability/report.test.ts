@@ -16,7 +16,8 @@ test("beside what traces and scrapes cost of TTFT stands what they cost of the g
     spansPerRequest: 18,
     trace: [],
   };
-  const cost = "the gateway's CPU time per request is 260 ms with them and 200 without (↑ 30 %)";
+  const cost =
+    "the gateway's CPU time per request is 260 ms with them and 200 without (↑ 30 %; means of one run's requests, without an interval)";
   expect(OBSERVABILITY.headline(result)).toContain(`-1.0 % (median of pairs; interval -1.0 % to -1.0 %); ${cost}`);
   expect(OBSERVABILITY.report({ result }).markdown).toContain(`interval -1.00 % to -1.00 %); ${cost}`);
   expect(OBSERVABILITY.headline({ ...result, cpu: undefined })).not.toContain('CPU');

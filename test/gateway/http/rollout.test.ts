@@ -2,6 +2,7 @@
 import { expect, onTestFinished, test, vi } from 'vitest';
 import type { CandidateModel } from '../../../services/gateway/candidates.ts';
 import { inMemory, type StateStore } from '../../../services/gateway/rollout/state-store.ts';
+import { Deferred } from '../../../services/lib/async/deferred.ts';
 import { ServingError } from '../../../services/lib/process/errors.ts';
 import { metrics } from '../../../services/lib/process/metrics.ts';
 import { bearer, keyEntry, keysOf } from '../../support/api-keys.ts';
@@ -248,6 +249,111 @@ test('what another gateway was told a moment ago is kept by a start and a promot
   await one.post({ action: 'rollback' });
   expect(await other.post({ action: 'promote' })).toMatchObject({ status: 400, error: { code: 'invalid_request' } });
   expect(await rolloutStore.read()).toBeUndefined();
+});
+
+/** A store whose next read, or write, waits after it was asked for until it is let go. */
+function slowStore() {
+  const kept = inMemory();
+  const held = new Map<'read' | 'write', Deferred<void>>();
+  let waiting = 0;
+  const wait = async (kind: 'read' | 'write') => {
+    const gate = held.get(kind);
+    held.delete(kind);
+    if (gate === undefined) return;
+    waiting++;
+    await gate.promise;
+  };
+  const store: StateStore = {
+    read: async () => {
+      const state = await kept.read();
+      await wait('read');
+      return state;
+    },
+    write: async (state) => {
+      await wait('write');
+      await kept.write(state);
+    },
+  };
+  const hold = (kind: 'read' | 'write') => {
+    const gate = new Deferred<void>();
+    held.set(kind, gate);
+    return gate.resolve;
+  };
+  return { kept, store, hold, isWaiting: () => vi.waitUntil(() => waiting > 0, { timeout: 20_000 }) };
+}
+
+test.each([
+  [{ action: 'promote' }, { status: 400, error: { message: expect.stringContaining('no rollout is under way') } }],
+  [
+    { action: 'start', bundle: '/bundles/next', share: 60 },
+    { status: 200, share: 60, by: 'session' },
+  ],
+])(
+  'a rollback is heard at once while %j reads the state, which is made of the state after it',
+  async (change, answer) => {
+    const { kept, store, hold, isWaiting } = slowStore();
+    const { begin, post } = await start({}, { rolloutStore: store });
+    await begin(30, { by: 'tenant' });
+    const letGo = hold('read');
+    const changing = post(change);
+    await isWaiting();
+    expect(await post({ action: 'rollback' })).toMatchObject({ status: 200, phase: 'none' });
+    expect(await kept.read()).toBeUndefined();
+    letGo();
+    expect(await changing).toMatchObject(answer);
+    expect((await kept.read())?.share).toBe((change as { share?: number }).share);
+  },
+);
+
+test('a rollback is written after the promotion that is being written', async () => {
+  const { kept, store, hold, isWaiting } = slowStore();
+  const { begin, post, rollout } = await start({}, { rolloutStore: store });
+  await begin(30);
+  const letGo = hold('write');
+  const promoting = post({ action: 'promote' });
+  await isWaiting();
+  const rollingBack = post({ action: 'rollback' });
+  await vi.waitUntil(() => rollout.status.phase === 'none', { timeout: 20_000 });
+  letGo();
+  await Promise.all([promoting, rollingBack]);
+  expect(await kept.read()).toBeUndefined();
+});
+
+test('a candidate that another gateway has begun meanwhile is not promoted, and the refusal names it', async () => {
+  const rolloutStore = inMemory();
+  const { begin, post } = await start({}, { rolloutStore });
+  await begin(30);
+  const other = { ...(await rolloutStore.read())!, bundle: '/bundles/third', fingerprint: 'd'.repeat(64) };
+  await rolloutStore.write(other);
+  const refused = {
+    status: 400,
+    error: { message: expect.stringContaining('the candidate has changed, to /bundles/third') },
+  };
+  expect(await post({ action: 'promote' })).toMatchObject(refused);
+  expect(await rolloutStore.read()).toEqual(other);
+});
+
+test('a start overwrites a stored state that is damaged, and a promotion does not', async () => {
+  const kept = inMemory();
+  let isDamaged = false;
+  const damaged = new ServingError('store_invalid', 'the key holds no state of a rollout: remove it');
+  const rolloutStore: StateStore = {
+    read: () => (isDamaged ? Promise.reject(damaged) : kept.read()),
+    write: async (state) => {
+      isDamaged = false;
+      await kept.write(state);
+    },
+  };
+  const { begin, post } = await start({}, { rolloutStore });
+  await begin(30, { by: 'tenant' });
+  isDamaged = true;
+  expect(await post({ action: 'promote' })).toMatchObject({ error: { code: 'store_invalid' } });
+  expect(await post({ action: 'start', bundle: '/bundles/next' })).toMatchObject({
+    status: 200,
+    share: 5,
+    by: 'session',
+  });
+  expect(await kept.read()).toMatchObject({ share: 5, promoted: false });
 });
 
 test('a rollout is an admin’s, off by default, and of a bundle that can take part', async () => {
