@@ -176,8 +176,8 @@ export class DecodeLoop {
 
   /**
    * Time that a step takes in ms, by the number of its sequences: the first value is that of one. Averages of the last
-   * steps by the engine's time alone: choosing the tokens, sending them, and verify runs of several tokens are left out,
-   * as are steps that failed. 0 where no step of that size was made in the last 60 s.
+   * steps by the engine's time alone: choosing the tokens, sending them, and verify runs of several tokens are left
+   * out, as are steps that failed. 0 where no step of that size was made in the last 60 s.
    */
   get stepMs(): readonly number[] {
     const nowMs = performance.now();

@@ -21,8 +21,8 @@ import type { ModelPlace } from './pass.ts';
 import type { Sample } from './rows.ts';
 
 /**
- * Prompts that are given at once where there are many, for each slot: where one has ended, the next takes its place, and
- * only at the end of so many slots stay empty.
+ * Prompts that are given at once where there are many, for each slot: where one has ended, the next takes its place,
+ * and only at the end of so many slots stay empty.
  */
 export const PROMPTS_PER_SLOT = 4;
 

@@ -146,8 +146,8 @@ export class Rollout {
   }
 
   /**
-   * Has the candidate opened and its share served, here at once and at the other gateways when they look. A stored state
-   * that is damaged is overwritten.
+   * Has the candidate opened and its share served, here at once and at the other gateways when they look. A stored
+   * state that is damaged is overwritten.
    * @throws ServingError invalid_request for the bundle that this gateway was started with; store_unavailable where the
    *   state cannot be read, and nothing has changed then, or cannot be written, and this gateway has begun even then.
    */
@@ -169,8 +169,8 @@ export class Rollout {
 
   /**
    * Has the candidate serve all requests.
-   * @throws ServingError invalid_request where there is no rollout, the candidate serves nothing yet, or another one has
-   *   been begun; store_invalid; store_unavailable where the state cannot be read, and nothing has changed then, or
+   * @throws ServingError invalid_request where there is no rollout, the candidate serves nothing yet, or another one
+   * has been begun; store_invalid; store_unavailable where the state cannot be read, and nothing has changed then, or
    *   cannot be written, and this gateway has promoted it even then.
    */
   async promote(): Promise<void> {
@@ -195,8 +195,9 @@ export class Rollout {
   }
 
   /**
-   * Changes the state as all gateways have it: another one may have changed it since this one looked. Where this gateway
-   * changes it while it is read, as a rollback does, it is read again, so that no change is made of an older state.
+   * Changes the state as all gateways have it: another one may have changed it since this one looked. Where this
+   * gateway changes it while it is read, as a rollback does, it is read again, so that no change is made of an older
+   * state.
    * @throws what `read` and `next` throw; ServingError store_unavailable.
    */
   async #changeLatest(

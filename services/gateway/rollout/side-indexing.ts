@@ -36,8 +36,8 @@ export interface SideProgress {
 /** Pause between two looks at all repositories, in ms. */
 const LOOK_EVERY_MS = 1_000;
 /**
- * Longest time of one call, in ms: 512 chunks by a slow encoder on a busy machine. A call that rests begins no piece after
- * a minute; the last one, the publishing, and a rest of a minute at most before each of them come to that.
+ * Longest time of one call, in ms: 512 chunks by a slow encoder on a busy machine. A call that rests begins no piece
+ * after a minute; the last one, the publishing, and a rest of a minute at most before each of them come to that.
  */
 const CALL_MS = 300_000;
 

@@ -246,7 +246,8 @@ export class WorkerPool {
 
   /**
    * Decode workers that take one more sequence: those with a free slot, then those where it would wait for one. With a
-   * hope for the time per token they are those alone, with a free slot where any has one, that {@link quickEnough} finds.
+   * hope for the time per token they are those alone, with a free slot where any has one, that {@link quickEnough}
+   * finds.
    */
   #readyToDecode({ positions, preferNot, tpotGoalMs }: PlacementRequest): readonly Worker<DecodeClient>[] {
     const ready = without(this.#decode.ready(positions), preferNot);
@@ -427,9 +428,9 @@ function without<C extends Describable>(
 const EQUALLY_QUICK = 1.1;
 
 /**
- * The decode workers that keep a hope for the time per token, in ms, with one sequence more; where none does, those that
- * have measured no step, such as workers of an earlier release; else the quickest. They are in the order given, and
- * equal otherwise: what they have cached and their load decide among them.
+ * The decode workers that keep a hope for the time per token, in ms, with one sequence more; where none does, those
+ * that have measured no step, such as workers of an earlier release; else the quickest. They are in the order given,
+ * and equal otherwise: what they have cached and their load decide among them.
  */
 function quickEnough(workers: readonly Worker<DecodeClient>[], goalMs: number): readonly Worker<DecodeClient>[] {
   const timed = workers.map((worker) => ({ worker, ms: nextStepMs(worker) }));
