@@ -21,6 +21,11 @@ import { promtool } from '../support/promtool.ts';
 const FOLDER = join(PACKAGE_ROOT, 'deploy/observability');
 const SERIES = join(PACKAGE_ROOT, 'test/goldens/series');
 const RULES = join(FOLDER, 'rules.yml');
+/**
+ * The rules of a test of promtool, in the order of the file: left alone, promtool takes groups in any order, and alerts
+ * then see what was recorded one evaluation before.
+ */
+const IN_ORDER = { rule_files: [RULES], group_eval_order: ['llavacode-objectives', 'llavacode-alerts'] };
 
 /** What a histogram is scraped as. */
 const SUFFIXES = ['_bucket', '_sum', '_count'];
@@ -163,7 +168,7 @@ async function unitTest(scene: string, alerts: readonly string[]) {
   const { everySeconds, scrapes, series } = JSON.parse(file) as Recording;
   const end = `${Math.floor(((scrapes - 1) * everySeconds) / 30) * 30}s`;
   return {
-    rule_files: [RULES],
+    ...IN_ORDER,
     evaluation_interval: '30s',
     tests: [
       {
@@ -259,7 +264,7 @@ function burnTest({ calm, factor, minutes, every, fires, later: [wait, left] }: 
   });
   const [end, over] = [calm + minutes, calm + minutes + wait];
   return {
-    rule_files: [RULES],
+    ...IN_ORDER,
     evaluation_interval: `${every}m`,
     tests: [
       {

@@ -169,8 +169,8 @@ export class Rollout {
 
   /**
    * Has the candidate serve all requests.
-   * @throws ServingError invalid_request where there is no rollout, the candidate serves nothing yet, or another one has
-   *   been begun; store_invalid; store_unavailable where the state cannot be read, and nothing has changed then, or
+   * @throws ServingError invalid_request where there is no rollout, the candidate serves nothing yet, or another one
+   *   has been begun; store_invalid; store_unavailable where the state cannot be read, and nothing has changed then, or
    *   cannot be written, and this gateway has promoted it even then.
    */
   async promote(): Promise<void> {
