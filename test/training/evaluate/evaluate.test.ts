@@ -7,13 +7,14 @@ import { ARMS, type Arm } from '../../../training/choices.ts';
 import { readDataSet } from '../../../training/data/rows.ts';
 import { SampleMaker } from '../../../training/data/samples.ts';
 import { type EvaluationOptions, evaluate } from '../../../training/evaluate/evaluate.ts';
+import { QUESTIONS } from '../../../training/evaluate/judge.ts';
 import { authorsScores, paperScores } from '../../../training/metrics/lines.ts';
 import { GOLDENS, TINY_CODER, temporaryFolder } from '../../support/models.ts';
 import { never, row, writeRows } from '../../support/training.ts';
 
 const dir = await temporaryFolder();
 const data = join(dir, 'valid.jsonl');
-const ROWS = 34; // more than are judged before they are kept
+const ROWS = QUESTIONS + 2; // more than are judged before they are kept
 await writeRows(
   data,
   Array.from({ length: ROWS }, (_, i) => row(i)),
@@ -72,13 +73,13 @@ describe('an evaluation', { timeout: 120_000 }, () => {
     const stopped = options('none', 'stopped.jsonl');
     const controller = new AbortController();
     const stop = (text: string) => {
-      if (text.startsWith('judging 33')) controller.abort(new Error('stopped by the test'));
+      if (text.startsWith(`judging ${QUESTIONS + 1}`)) controller.abort(new Error('stopped by the test'));
     };
     await expect(evaluate(stopped, stop, controller.signal)).rejects.toThrow('stopped by the test');
     await appendFile(stopped.to, '{"ce":1.25,"te');
     const judged: string[] = [];
     await evaluate(stopped, (text) => judged.push(text), never);
-    expect(judged.filter((text) => text.startsWith('judging'))).toEqual([`judging 33 of ${ROWS}`]);
+    expect(judged.filter((text) => text.startsWith('judging'))).toEqual([`judging ${QUESTIONS + 1} of ${ROWS}`]);
     expect(await readFile(stopped.to, 'utf8')).toBe(await readFile(join(dir, 'none.jsonl'), 'utf8'));
   });
 
