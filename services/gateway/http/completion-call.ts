@@ -145,7 +145,7 @@ function enter({ inflight, load }: CompletionParts, entering: InflightRequest) {
 const OF_WORKERS: readonly ErrorCode[] = ['no_worker', 'worker_lost', 'worker_stalled', 'runtime_failed', 'saturated'];
 const isOfWorkers = (error: unknown) => OF_WORKERS.includes(ServingError.from(error).code);
 
-/** A goal that is no time is left to the inference gateway that it is meant for. */
+/** A goal that is not a time is left to the inference gateway that it is meant for. */
 function withGoals({ headers }: CompletionHttpRequest, request: CompletionRequest): CompletionRequest {
   const goalOf = (name: string) => {
     const goalMs = Number(headers[name]);

@@ -99,7 +99,7 @@ test('a hope for the time per token finds a free slot whose steps keep it, or el
   await fc.assert(property);
 });
 
-test('what a worker has not measured is taken from larger steps, and one that has measured nothing comes after those that keep a hope', async () => {
+test('a size without a measure is that of larger steps, and a worker without any comes after those that keep a hope', async () => {
   const busyWith = (sequences: number, stepMs: number[]) => ({ slots: 4, freeSlots: 4 - sequences, stepMs });
   const chosen = async (one: object, other: object, tpotGoalMs: number) => {
     const { workers } = fakePool({ p: {}, one, other }, ['p'], ['one', 'other']);
